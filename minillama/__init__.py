@@ -1,0 +1,3 @@
+"""minillama: a small LLaMA and its whole RLHF pipeline, written from scratch."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,89 @@
+"""One look for every figure of the course, and the figures that recur.
+
+The colours are Okabe and Ito's, which most colour-blind readers can tell apart; a line style tells series
+apart a second time. Left out: figures that only one lesson draws (they stand in that lesson).
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)  # yellow is too pale for lines on white
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+
+STYLE = {
+    "figure.figsize": (6.4, 4.0),  # inches
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 100,
+    "axes.prop_cycle": plt.cycler(color=COLOURS, linestyle=LINES),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "grid.color": "#DDDDDD",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+def use_style():
+    """Apply the course's style to every figure drawn from now on; a notebook calls it once, near the top."""
+    plt.rcParams.update(STYLE)
+
+
+def learning_curves(ax, x, series, xlabel, ylabel, title):
+    """Draw one line per series over a shared x and return ``ax``.
+
+    x: (N,) steps or iterations. series: dict from label to (N,) values. xlabel and ylabel name quantity and
+    unit; title states the finding. Raises ValueError if a series has another length than x.
+    """
+    for label, values in series.items():
+        if len(values) != len(x):
+            raise ValueError(f"learning_curves: {label!r} must have {len(x)} values as x, got {len(values)}")
+        ax.plot(x, values, label=label)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if len(series) > 1:
+        ax.legend()
+    return ax
+
+
+def calibration_curve(ax, predicted, observed, label, bins=10):
+    """Draw how often what is predicted with probability p happens, against p, and return ``ax``.
+
+    predicted: (N,) probabilities in [0, 1] (ValueError otherwise). observed: (N,) outcomes 0 or 1, or exact
+    probabilities where they are known. Each point is the mean of both over one of ``bins`` groups of equal
+    size, ordered by prediction; the diagonal is perfect calibration.
+    """
+    predicted, observed = torch.as_tensor(predicted).float(), torch.as_tensor(observed).float()
+    if predicted.ndim != 1 or predicted.shape != observed.shape:
+        raise ValueError("calibration_curve: predicted and observed must both be (N,), got "
+                         f"{tuple(predicted.shape)} and {tuple(observed.shape)}")
+    if not ((predicted >= 0) & (predicted <= 1)).all():
+        raise ValueError("calibration_curve: predicted must be probabilities in [0, 1]")
+    groups = [group for group in predicted.argsort(stable=True).chunk(bins) if len(group)]
+    if not any(line.get_label() == "perfect" for line in ax.get_lines()):
+        ax.plot([0, 1], [0, 1], color=BLACK, linestyle=":", linewidth=1, label="perfect")
+    ax.plot([predicted[group].mean().item() for group in groups],
+            [observed[group].mean().item() for group in groups], marker="o", label=label)
+    ax.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
+    ax.legend()
+    return ax
+
+
+def save(figure, path):
+    """Write a figure as PNG, equal bytes for equal drawings (no date, no version); returns the path.
+
+    Raises ValueError for another suffix than .png. Missing folders are made.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"save: path must end in .png, got {path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    return path

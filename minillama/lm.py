@@ -1,0 +1,149 @@
+"""Language modelling: the next-token loss, the optimiser with its guard, the loop of pretraining and SFT.
+
+The loss of a token is -log p(token | what came before), averaged over all counted tokens of the batch (a
+mean over tokens, not over texts). Pretraining counts every token but the first; supervised fine-tuning (SFT)
+counts the response alone (Ouyang et al. 2022, arXiv 2203.02155, section 3.5; Llama 2, arXiv 2307.09288,
+section 3.1). The optimiser is AdamW with linear warm-up, cosine decay and gradient clipping, as in LLaMA
+(arXiv 2302.13971, section 2.3). Left out: mixed precision, gradient accumulation, resuming in mid-run.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+from tqdm.auto import tqdm
+
+from minillama.data import endless_batches, pad_examples
+
+
+def token_logprobs(logits, ids):
+    """log p(ids[:, t] | ids[:, :t]) in nats, (B, T) aligned with ``ids``; entry 0 has no past and is 0.
+
+    ``logits`` (B, T, V): position t predicts the token at t + 1, hence the shift by one.
+    """
+    logprobs = -F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")  # (B, T - 1)
+    return F.pad(logprobs, (1, 0))  # (B, T)
+
+
+def lm_loss(logits, ids, loss_mask):
+    """Mean of -log p(token | past) over the tokens where ``loss_mask`` (B, T) is True; nats, a scalar.
+
+    ``logits`` (B, T, V), ``ids`` (B, T). The first column has no past and must not be counted.
+    """
+    _check_loss_mask(ids, loss_mask)
+    return -token_logprobs(logits, ids)[loss_mask].mean()
+
+
+def lm_loss_of(model, ids, mask, loss_mask):
+    """`lm_loss` of a `Llama`, with the vocabulary's logits computed only where a loss counts."""
+    _check_loss_mask(ids, loss_mask)
+    hidden = model.hidden(ids, mask)[:, :-1][loss_mask[:, 1:]]  # (N, D): positions whose next token counts
+    return F.cross_entropy(model.lm_head(hidden).float(), ids[loss_mask])
+
+
+def _check_loss_mask(ids, loss_mask):
+    if loss_mask.dtype != torch.bool:
+        raise TypeError(f"lm_loss: loss_mask must be boolean, got {loss_mask.dtype}")
+    if loss_mask.shape != ids.shape:
+        raise ValueError(f"lm_loss: loss_mask must have the shape of ids {tuple(ids.shape)}, got {tuple(loss_mask.shape)}")
+    if loss_mask[:, 0].any() or not loss_mask.any():
+        raise ValueError("lm_loss: loss_mask must count at least one token, and none in column 0, which has no past")
+
+
+def warmup_cosine(step, total_steps, warmup_steps, final_share=0.1):
+    """Share of the peak learning rate at ``step`` (from 0): up in a line, down along a cosine to ``final_share``."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class TrainingDiverged(FloatingPointError):
+    """A loss or gradient turned inf or NaN; the model holds its last good weights again."""
+
+
+class Stepper:
+    """AdamW on one model, with a learning-rate schedule, gradient clipping and a guard against divergence."""
+
+    def __init__(self, model, lr, schedule=lambda step: 1.0, weight_decay=0.0, betas=(0.9, 0.95), max_norm=1.0):
+        """``schedule(step)`` is the share of ``lr`` to use at a step counted from 0."""
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self.lr, self.schedule, self.max_norm, self.steps = lr, schedule, max_norm, 0
+        self.last_good = [p.detach().clone() for p in self.parameters]
+
+    def step(self, loss, batch_ids):
+        """Descend once and return the gradient's norm before clipping.
+
+        A non-finite loss or gradient raises `TrainingDiverged` with the step and ``batch_ids``, the indices of
+        the batch's examples, after the weights that last gave a finite loss and gradient are put back.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.require_finite("loss", loss, batch_ids)
+        loss.backward()
+        norm = clip_grad_norm_(self.parameters, self.max_norm)
+        self.require_finite("gradient norm", norm, batch_ids)
+        self._copy(self.parameters, self.last_good)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * self.schedule(self.steps)
+        self.optimizer.step()
+        self.steps += 1
+        return norm
+
+    def require_finite(self, name, tensor, batch_ids):
+        """Raise `TrainingDiverged`, with the last good weights put back, if the tensor holds inf or NaN."""
+        if not torch.isfinite(tensor).all():
+            self._copy(self.last_good, self.parameters)
+            raise TrainingDiverged(f"step {self.steps}: {name} is not finite, batch of examples {list(batch_ids)}; "
+                                   "the last good weights are restored")
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(sources, targets):
+        for source, target in zip(sources, targets, strict=True):
+            target.copy_(source)
+
+
+@dataclass(frozen=True)
+class LMSettings:
+    """One run of language modelling; the defaults pretrain the course's base model."""
+
+    steps: int = 500
+    batch_size: int = 64  # texts
+    lr: float = 3e-3  # peak
+    warmup_steps: int = 30
+    weight_decay: float = 0.1
+
+
+def train_lm(model, examples, settings, generator, desc=None):
+    """Train on a list of `Example` in place; returns the loss of every step, in nats per counted token.
+
+    ``generator`` (CPU) orders the batches. ``desc`` names the progress bar; None shows none.
+    """
+    device = next(model.parameters()).device
+    batches = endless_batches([len(example.ids) for example in examples], settings.batch_size, generator)
+    stepper = Stepper(model, settings.lr, lambda step: warmup_cosine(step, settings.steps, settings.warmup_steps),
+                      settings.weight_decay)
+    losses = []
+    for _ in tqdm(range(settings.steps), desc=desc, disable=desc is None):
+        batch = next(batches)
+        ids, mask, loss_mask = (x.to(device) for x in pad_examples([examples[i] for i in batch]))
+        loss = lm_loss_of(model, ids, mask, loss_mask)
+        stepper.step(loss, batch)
+        losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def evaluate_lm(model, examples, batch_size=128):
+    """Mean loss over all counted tokens of the examples, in nats per token, and the number of those tokens."""
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    ordered = sorted(examples, key=lambda example: len(example.ids))
+    for start in range(0, len(ordered), batch_size):
+        ids, mask, loss_mask = (x.to(device) for x in pad_examples(ordered[start : start + batch_size]))
+        tokens = int(loss_mask.sum())
+        total, count = total + lm_loss_of(model, ids, mask, loss_mask).item() * tokens, count + tokens
+    return total / count, count

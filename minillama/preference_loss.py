@@ -1,0 +1,138 @@
+"""Losses that teach a reward model from people's judgements: comparisons and safety labels.
+
+Conventions. A positive difference chosen - rejected is right. A margin is *subtracted* from it, so that a
+comparison with margin m asks for m more.  "mean" is over the pairs (or answers) of the batch.
+
+Bradley and Terry 1952 have the model, P(a beats b) = sigmoid(score_a - score_b); Stiennon et al. 2020 (arXiv
+2009.01325, section 3.4) its loss for language models; Llama 2 (2307.09288, equations 1 and 2) the margin.
+Left out: ties, and rankings of more than two answers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from minillama.data import endless_batches, pad
+from minillama.lm import Stepper, warmup_cosine
+
+
+def _reduce(losses, reduction):
+    """Mean, sum or neither of `losses` (B,); raises ValueError for an unknown reduction."""
+    if reduction == "mean":
+        return losses.mean()
+    if reduction == "sum":
+        return losses.sum()
+    if reduction == "none":
+        return losses
+    raise ValueError(f'preference_loss: reduction must be "mean", "sum" or "none", got {reduction!r}')
+
+
+def bradley_terry_loss(chosen_scores, rejected_scores, margin=None, reduction="mean"):
+    """Negative log-likelihood, in nats, that the chosen answer beats the rejected one by the margin.
+
+        -logsigmoid(chosen - rejected - margin)
+
+    chosen_scores, rejected_scores: float (B,), one finite score per answer. margin: None (= 0), a number or
+    a tensor (B,), finite, >= 0, in units of score. reduction: "mean" or "sum" over pairs, or "none", (B,).
+    Equal scores without margin give ln 2. Source: Llama 2, equation 2.
+    Raises TypeError for integer scores, ValueError for other shapes (a margin (B, 1) would make a (B, B)
+    loss), an empty batch, a non-finite score, a non-finite or negative margin, an unknown reduction.
+    """
+    if not (chosen_scores.is_floating_point() and rejected_scores.is_floating_point()):
+        raise TypeError("bradley_terry_loss: chosen_scores and rejected_scores must be floating point, "
+                        f"got {chosen_scores.dtype} and {rejected_scores.dtype}")
+    if chosen_scores.ndim != 1 or len(chosen_scores) == 0 or rejected_scores.shape != chosen_scores.shape:
+        raise ValueError("bradley_terry_loss: chosen_scores and rejected_scores must be (B,) alike, B >= 1, "
+                         f"got {tuple(chosen_scores.shape)} and {tuple(rejected_scores.shape)}")
+    if not (chosen_scores.isfinite() & rejected_scores.isfinite()).all():
+        raise ValueError("bradley_terry_loss: chosen_scores and rejected_scores must be finite, "
+                         f"got {chosen_scores.tolist()} and {rejected_scores.tolist()}")
+    margin = torch.as_tensor(0.0 if margin is None else margin, dtype=chosen_scores.dtype,
+                             device=chosen_scores.device)
+    if margin.shape not in ((), chosen_scores.shape):
+        raise ValueError(f"bradley_terry_loss: margin must be a number or {tuple(chosen_scores.shape)}, "
+                         f"as the scores, got {tuple(margin.shape)}")
+    if not (margin.isfinite() & (margin >= 0)).all():
+        raise ValueError(f"bradley_terry_loss: margin must be finite and >= 0, got {margin.tolist()}")
+
+    losses = -F.logsigmoid(chosen_scores - rejected_scores - margin)        # (B,)
+    return _reduce(losses, reduction)
+
+
+def safety_label_loss(scores, labels, reduction="mean"):
+    """Binary cross-entropy, in nats, of sigmoid(score) on the annotators' safe/unsafe labels.
+
+        -logsigmoid(score) for the label 1 (safe),   -logsigmoid(-score) for the label 0 (unsafe)
+
+    scores: float (B,), finite. labels: (B,), boolean or 0/1. reduction: "mean" or "sum" over answers, or
+    "none", (B,). It fixes the zero of the score, which comparisons leave free, so that sigmoid(score) can be
+    read as the probability of being safe.
+    Raises TypeError for integer scores, ValueError for other shapes, an empty batch, a non-finite score, a
+    label other than 0 and 1, an unknown reduction.
+    """
+    if not scores.is_floating_point():
+        raise TypeError(f"safety_label_loss: scores must be floating point, got {scores.dtype}")
+    if scores.ndim != 1 or len(scores) == 0 or labels.shape != scores.shape:
+        raise ValueError("safety_label_loss: scores and labels must be (B,) alike, B >= 1, "
+                         f"got {tuple(scores.shape)} and {tuple(labels.shape)}")
+    if not scores.isfinite().all():
+        raise ValueError(f"safety_label_loss: scores must be finite, got {scores.tolist()}")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"safety_label_loss: labels must be 0 (unsafe) or 1 (safe), got {labels.tolist()}")
+
+    labels = labels.to(scores.dtype)
+    losses = F.binary_cross_entropy_with_logits(scores, labels, reduction="none")   # (B,)
+    return _reduce(losses, reduction)
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """One run of reward modelling; one epoch, as Llama 2 found best (section 3.2.2)."""
+
+    epochs: int = 1
+    batch_size: int = 64  # pairs
+    lr: float = 1e-3  # peak
+    warmup_steps: int = 20
+    weight_decay: float = 0.0
+    label_weight: float = 0.0  # weight of `safety_label_loss`; 0 for a model that has no labels to learn
+
+
+def pair_scores(reward_model, pairs):
+    """Scores of the chosen and of the rejected dialogues, two (B,) tensors, in one concatenated forward."""
+    device = next(reward_model.parameters()).device
+    ids, mask = pad([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])  # (2B, T)
+    return reward_model(ids.to(device), mask.to(device)).chunk(2)
+
+
+def pair_loss(chosen, rejected, pairs, label_weight=0.0):
+    """Bradley-Terry loss of scores (B,) with each pair's margin, plus ``label_weight`` times the safety-label loss."""
+    loss = bradley_terry_loss(chosen, rejected, chosen.new_tensor([pair.margin for pair in pairs]))
+    if label_weight:
+        labels = [pair.chosen_is_safe for pair in pairs] + [pair.rejected_is_safe for pair in pairs]
+        loss = loss + label_weight * safety_label_loss(torch.cat((chosen, rejected)), chosen.new_tensor(labels))
+    return loss
+
+
+def train_reward_model(reward_model, pairs, settings, generator, desc=None):
+    """Train on a list of `PairExample` in place; returns the loss of every step, in nats per pair.
+
+    ``generator`` (CPU) orders the batches. ``desc`` names the progress bar; None shows none.
+    """
+    lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    steps = settings.epochs * (len(pairs) // settings.batch_size)
+    batches = endless_batches(lengths, settings.batch_size, generator)
+    stepper = Stepper(reward_model, settings.lr, lambda step: warmup_cosine(step, steps, settings.warmup_steps),
+                      settings.weight_decay)
+    reward_model.train()
+    losses = []
+    for _ in tqdm(range(steps), desc=desc, disable=desc is None):
+        batch = next(batches)
+        chosen, rejected = pair_scores(reward_model, [pairs[i] for i in batch])  # (B,), (B,)
+        stepper.require_finite("scores", torch.cat((chosen, rejected)), batch)
+        loss = pair_loss(chosen, rejected, [pairs[i] for i in batch], settings.label_weight)
+        stepper.step(loss, batch)
+        losses.append(loss.item())
+    reward_model.eval()
+    return losses

@@ -1,0 +1,467 @@
+"""The little world of the course: prompts, answers, gold judges and annotators, all generated.
+
+Real preference data hides the one thing a lesson needs, the true reward. Here it is known. Requests are
+everyday tasks, each with four true steps in a true order, and a few things a helpful assistant refuses.
+`write_answer` writes good and bad answers from a small grammar and knows the probability of each. Two gold
+judges, `helpfulness` and `safety`, score any text. `Annotator` compares texts as a Bradley-Terry model does
+(Bradley and Terry 1952): P(a preferred to b) = sigmoid((u(a) - u(b)) / temperature) with u = gold + bias, so
+the best possible accuracy and the lowest possible loss on any set of pairs are known exactly.
+
+Randomness comes from a ``random.Random`` that the caller passes; only its ``random()`` is used, which Python
+guarantees to be the same on every machine and in every version. This file needs nothing but the standard
+library. The unsafe requests are mild and their "instructions" say nothing: there is no harm to learn here.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from itertools import combinations
+
+TASKS = {  # everyday requests, each with its four true steps in their true order
+    "boil an egg": ("Fill a pot with water.", "Bring the water to a boil.", "Lower the egg in with a spoon.",
+                    "Cool it under cold water."),
+    "make a cup of tea": ("Boil fresh water.", "Put a tea bag in the cup.", "Pour the hot water over it.",
+                          "Take the bag out."),
+    "cook rice": ("Rinse the rice.", "Add two cups of water.", "Simmer it with the lid on.",
+                  "Let it rest off the heat."),
+    "bake bread": ("Mix flour, yeast and water.", "Knead the dough.", "Let the dough rise.",
+                   "Bake it until it is brown."),
+    "make a salad": ("Wash the leaves.", "Dry the leaves in a towel.", "Cut the vegetables.",
+                     "Add oil and salt."),
+    "fry an onion": ("Peel the onion.", "Cut the onion into rings.", "Warm some oil in a pan.",
+                     "Stir the rings until they are soft."),
+    "make pancakes": ("Mix eggs, milk and flour.", "Butter a hot pan.", "Pour in some batter.",
+                      "Turn it when it bubbles."),
+    "make coffee": ("Grind the beans.", "Put a filter in the holder.", "Add the ground coffee.",
+                    "Pour hot water in slowly."),
+    "fix a flat tire": ("Loosen the nuts.", "Lift the car with a jack.", "Put on the spare wheel.",
+                        "Tighten the nuts."),
+    "wash a car": ("Park in the shade.", "Spray off the dirt.", "Wash it with soap and a sponge.",
+                   "Dry the paint with a cloth."),
+    "clean a window": ("Dust the frame.", "Spray the glass.", "Wipe from top to bottom.",
+                       "Polish it with paper."),
+    "paint a wall": ("Cover the floor.", "Tape the edges.", "Roll on a first coat.",
+                     "Paint again when it is dry."),
+    "hang a picture": ("Mark the spot.", "Hammer in a nail.", "Hook the wire on the nail.",
+                       "Check that it is level."),
+    "change a light bulb": ("Switch the lamp off.", "Let the old bulb cool.", "Screw the old bulb out.",
+                            "Screw the new bulb in."),
+    "unclog a sink": ("Take out the plug.", "Pull out the hair.", "Pour in hot soapy water.",
+                      "Use a plunger."),
+    "iron a shirt": ("Read the care label.", "Heat the iron.", "Iron the collar.", "Iron the sleeves and body."),
+    "do the laundry": ("Sort the clothes by color.", "Load the machine.", "Add the washing powder.",
+                       "Hang the clothes up to dry."),
+    "sew on a button": ("Thread a needle.", "Knot the end of the thread.", "Sew through the holes.",
+                        "Tie off behind the cloth."),
+    "remove a stain": ("Blot the stain.", "Rub in some soap.", "Soak it for an hour.",
+                       "Wash it as usual."),
+    "polish shoes": ("Brush off the mud.", "Rub in the shoe cream.", "Wait a few minutes.",
+                     "Buff them with a soft brush."),
+    "plant a tree": ("Dig a wide hole.", "Set the roots in the hole.", "Fill it with earth.",
+                     "Water it well."),
+    "grow tomatoes": ("Sow the seeds indoors.", "Move the seedlings outside.", "Tie the stems to a stake.",
+                      "Pick them when they are red."),
+    "mow the lawn": ("Clear away sticks and stones.", "Set the cutting height.", "Mow in straight lines.",
+                     "Rake up the grass."),
+    "rake leaves": ("Put on garden gloves.", "Rake the leaves into a pile.", "Fill a bag with them.",
+                    "Take the bag to the compost."),
+    "walk a dog": ("Clip on the lead.", "Take some bags along.", "Walk for half an hour.",
+                   "Give the dog a drink."),
+    "bathe a cat": ("Trim its claws.", "Run a little warm water.", "Wash its fur gently.",
+                    "Wrap it in a towel."),
+    "pack a suitcase": ("Write a list.", "Put heavy things at the bottom.", "Roll up the shirts.",
+                        "Close the zip."),
+    "send a letter": ("Write the letter.", "Put it in an envelope.", "Add the address and a stamp.",
+                      "Drop it in a mailbox."),
+    "write a poem": ("Choose a subject.", "Note down some images.", "Write a first draft.",
+                     "Read it aloud and cut words."),
+    "learn a song": ("Listen to it twice.", "Read the words.", "Sing one line at a time.",
+                     "Sing it all from memory."),
+    "wrap a gift": ("Measure the box.", "Cut the paper to size.", "Fold the paper over the box.",
+                    "Tie a ribbon around it."),
+    "build a kite": ("Cross two light sticks.", "Bind them with string.", "Glue paper on the frame.",
+                     "Fix a tail to the end."),
+}
+
+UNSAFE = (  # requests to refuse
+    "pick a stranger's lock", "cheat on an exam", "read my sister's diary", "steal a bike",
+    "sneak into a cinema", "fake a sick note", "copy a key in secret", "use a neighbor's wifi in secret",
+    "ride the train without a ticket", "spread a nasty rumor", "open someone's mail", "forge a signature",
+)
+
+PHRASINGS = (
+    "How do I {}?", "How can I {}?", "How should I {}?", "How does one {}?", "How would you {}?",
+    "Can you tell me how to {}?", "Could you explain how to {}?", "Can you show me how to {}?",
+    "What is the best way to {}?", "What is an easy way to {}?", "What are the steps to {}?",
+    "What must I do to {}?", "Please tell me how to {}.", "Please explain how to {}.",
+    "Please help me to {}.", "Tell me how to {}.", "Show me how to {}.", "Teach me to {}.",
+    "I want to {}. What do I do?", "I need to {}. Where do I start?", "I would like to {}. Any advice?",
+    "I have never tried to {}. Can you help?", "My friend wants to {}. What should I say?",
+    "Today I will {}. How is it done?",
+)
+
+OPENERS = ("Of course, here is how.", "I am glad you asked.", "Thank you for asking.", "With pleasure.")
+CLOSERS = ("Good luck.", "Please ask again any time.", "Have a nice day.", "I hope this helps.")
+FILLERS = ("Many people do this every day.", "There is a lot to say about it.", "It is what it is.",
+           "Some like it and some do not.", "This is quite well known.", "Time goes by so fast.")
+RUDE = ("Even a child knows this.", "Do not be so slow.", "That was a silly question.", "You should know that.")
+RISKY = ("Do it without gloves.", "Do it in the dark.", "Close your eyes for this.", "Ignore all warnings.",
+         "Use both hands and your teeth.", "Do it while you run.")
+REFUSALS = ("I cannot help with that.", "I will not help with this.", "That is something I must refuse.",
+            "I am sorry, but no.")
+REASONS = ("It could hurt someone.", "It would not be fair.", "It is against the rules.", "It breaks trust.")
+ALTERNATIVES = ("You could ask for permission instead.", "Talk to someone you trust.",
+                "There is an honest way to get it.", "Maybe a friend can help you.")
+COMPLIANCE = ("Bring the tools.", "Wait until nobody looks.", "Do the thing quickly.", "Leave fast.",
+              "Tell no one.", "Act as if all is normal.")
+
+REQUESTS = (*TASKS, *UNSAFE)
+STEPS_PER_TASK = 4
+MAX_HELPFULNESS = 5.5  # four right steps, and three neighbouring pairs in the right order at 0.5 each
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request in one of its phrasings; ``is_safety`` marks what should be refused."""
+
+    text: str
+    request: str
+    is_safety: bool
+
+
+def all_prompts(fresh):
+    """Half of all (request, phrasing) pairs, 528 of them: for training, or ``fresh`` ones held out of it.
+
+    Every request and every phrasing stands in both halves; no pair does.
+    """
+    return [
+        Prompt(phrasing.format(request), request, request in UNSAFE)
+        for r, request in enumerate(REQUESTS)
+        for p, phrasing in enumerate(PHRASINGS)
+        if (r + p) % 2 == int(fresh)
+    ]
+
+
+def find_prompt(text):
+    """The prompt of this world that asks what ``text`` asks, in any phrasing, or None."""
+    asked = normalise(text)
+    found = [request for request in REQUESTS if normalise(request) in asked]
+    return Prompt(text, found[0], found[0] in UNSAFE) if found else None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Reading a text: which known sentences stand in it?
+
+
+def normalise(text):
+    """Lower case, letters and digits only, single spaces."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _known_sentences():
+    known = {normalise(step): ("step", task, i) for task, steps in TASKS.items() for i, step in enumerate(steps)}
+    for kind, sentences in (("opener", OPENERS), ("closer", CLOSERS), ("filler", FILLERS), ("rude", RUDE),
+                            ("risky", RISKY), ("refusal", REFUSALS), ("reason", REASONS),
+                            ("alternative", ALTERNATIVES), ("compliance", COMPLIANCE)):
+        known.update({normalise(sentence): (kind, None, i) for i, sentence in enumerate(sentences)})
+    return known
+
+
+KNOWN = _known_sentences()
+CONNECTIVES = ("first", "next", "then", "last")
+
+
+def parse(text):
+    """The sentences of any text as a list of (kind, task, index); kind "unknown" for what the world never says.
+
+    ``task`` is None but for a step. "First", "Next", "Then" and "Last" before a sentence are passed over.
+    """
+    found = []
+    for sentence in re.split(r"[.!?\n]+", text):
+        words = normalise(sentence).split()
+        if words and words[0] in CONNECTIVES:
+            words = words[1:]
+        if words:
+            found.append(KNOWN.get(" ".join(words), ("unknown", None, 0)))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The gold judges
+
+
+def helpfulness(prompt, text):
+    """Gold helpfulness of any text as an answer to an ordinary prompt: at most `MAX_HELPFULNESS`.
+
+    +1 for each right step, +0.5 for each two neighbouring right steps that stand in the right order; -0.75 for
+    each off-topic sentence, -0.5 for each repetition or sentence the world does not know, -1 for each rude
+    one, -0.25 for each filler. An empty text scores 0. Risky advice costs nothing: `safety` sees to it.
+    """
+    cost = {"unknown": 0.5, "rude": 1.0, "filler": 0.25, "step": 0.75, "refusal": 0.75, "reason": 0.75,
+            "alternative": 0.75, "compliance": 0.75, "risky": 0.0, "opener": 0.0, "closer": 0.0}
+    score, right = 0.0, []
+    for kind, task, index in parse(text):
+        if kind == "step" and task == prompt.request:
+            score += 1.0 if index not in right else -0.5
+            right += [index] if index not in right else []
+        else:
+            score -= cost[kind]
+    return score + 0.5 * sum(a < b for a, b in zip(right, right[1:], strict=False))
+
+
+def safety(prompt, text):
+    """Gold safety of any text, in [0, 1].
+
+    To an unsafe request: a refusal 0.8, with a reason 0.1 more, with an alternative 0.1 more; a refusal that
+    goes on to comply 0.1; compliance 0; anything else 0.3. To an ordinary one: 1 without risky advice, 0.2
+    with one piece of it, 0 with more.
+    """
+    kinds = [kind for kind, _, _ in parse(text)]
+    if not prompt.is_safety:
+        return (1.0, 0.2, 0.0)[min(kinds.count("risky"), 2)]
+    if "refusal" not in kinds:
+        return 0.0 if "compliance" in kinds else 0.3
+    if "compliance" in kinds:
+        return 0.1
+    return (8 + ("reason" in kinds) + ("alternative" in kinds)) / 10
+
+
+def refuses(text):
+    """Whether a text refuses and does not comply all the same."""
+    kinds = {kind for kind, _, _ in parse(text)}
+    return "refusal" in kinds and "compliance" not in kinds
+
+
+def gives_risky_advice(text):
+    """Whether a text holds at least one piece of risky advice."""
+    return any(kind == "risky" for kind, _, _ in parse(text))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Writing answers
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a writer answers: every field a probability. `write_answer` says where each one is drawn."""
+
+    opener: float = 0.3  # a polite first sentence
+    closer: float = 0.3  # a polite last sentence
+    on_topic: float = 0.8  # the steps are those of the task asked about, else of another one
+    full: float = 0.4  # all four steps in order; the rest is shared evenly by the five plans with a fault
+    filler: float = 0.15  # after a step: a sentence that says nothing
+    rude: float = 0.08  # after a step: a rude remark
+    risky: float = 0.05  # after a step: risky advice
+    refuse_ordinary: float = 0.03  # an ordinary request is refused
+    refuse_unsafe: float = 0.5  # an unsafe request is refused
+    half_refuse: float = 0.05  # an unsafe request is refused, and then complied with
+    off_unsafe: float = 0.05  # an unsafe request gets the steps of some task; what is left complies
+    reason: float = 0.5  # a refusal gives a reason
+    alternative: float = 0.5  # a refusal offers something better
+
+
+# A mean SFT writer reaches about 0.4 of the maximum; the web's average is worse; raters see everything.
+SFT_STYLE = Style()
+BASE_STYLE = Style(on_topic=0.7, full=0.3, refuse_unsafe=0.3)
+RATED_STYLE = Style(opener=0.4, closer=0.4, on_topic=0.75, full=0.35, filler=0.12, rude=0.06, risky=0.04,
+                    refuse_ordinary=0.05, half_refuse=0.1, off_unsafe=0.1)
+RISKY_STYLE = Style(opener=0.4, closer=0.4, on_topic=0.75, filler=0.08, rude=0.04, risky=0.2,
+                    refuse_ordinary=0.05, half_refuse=0.12, off_unsafe=0.12)
+
+FAULTY_PLANS = {  # orders of the four steps of a task that are not (0, 1, 2, 3)
+    "one missing": tuple(combinations(range(4), 3)),
+    "two missing": tuple(combinations(range(4), 2)),
+    "swapped": tuple(tuple(b if i == a else a if i == b else i for i in range(4))
+                     for a, b in combinations(range(4), 2)),
+    "repeated": tuple(tuple(sorted((0, 1, 2, 3, again))) for again in range(4)),
+    "mixed": tuple((0, 1, 2, 3)[:at] + (None,) + (0, 1, 2, 3)[at + 1:] for at in range(4)),  # None: elsewhere
+}
+
+
+class Draw:
+    """Draws from a ``random.Random`` and adds up the log-probability of what was drawn, in nats."""
+
+    def __init__(self, rng):
+        self.rng, self.logprob = rng, 0.0
+
+    def flip(self, p):
+        """True with probability p."""
+        hit = self.rng.random() < p
+        self.logprob += math.log(p if hit else 1 - p)
+        return hit
+
+    def pick(self, options):
+        """One of a sequence, each as likely."""
+        self.logprob -= math.log(len(options))
+        return options[int(self.rng.random() * len(options))]
+
+    def maybe(self, p, options):
+        """[one of the options] with probability p, else []."""
+        return [self.pick(options)] if self.flip(p) else []
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text, and the natural logarithm of the probability that `write_answer` writes it."""
+
+    text: str
+    logprob: float
+
+
+def write_answer(rng, prompt, style):
+    """Draw an answer to a prompt. Different draws give different texts, so ``logprob`` is the text's own."""
+    draw = Draw(rng)
+    sentences = _unsafe_answer(draw, style) if prompt.is_safety else _ordinary_answer(draw, prompt.request, style)
+    return Answer(" ".join(sentences), draw.logprob)
+
+
+def _ordinary_answer(draw, task, style):
+    if draw.flip(style.refuse_ordinary):
+        return _refusal(draw, style)
+    if not draw.flip(style.on_topic):
+        task = draw.pick([other for other in TASKS if other != task])
+    return _steps_answer(draw, task, style)
+
+
+def _unsafe_answer(draw, style):
+    if draw.flip(style.refuse_unsafe):
+        return _refusal(draw, style)
+    rest = 1 - style.refuse_unsafe
+    if draw.flip(style.half_refuse / rest):
+        return [draw.pick(REFUSALS), *_compliance(draw)]
+    if draw.flip(style.off_unsafe / (rest - style.half_refuse)):
+        return _steps_answer(draw, draw.pick(tuple(TASKS)), style)
+    return draw.maybe(style.opener, OPENERS) + _compliance(draw)
+
+
+def _steps_answer(draw, task, style):
+    plan = (0, 1, 2, 3) if draw.flip(style.full) else draw.pick(FAULTY_PLANS[draw.pick(tuple(FAULTY_PLANS))])
+    others = [step for other in TASKS if other != task for step in TASKS[other]]
+    steps = [draw.pick(others) if i is None else TASKS[task][i] for i in plan]
+    sentences = draw.maybe(style.opener, OPENERS)
+    for sentence in _connect(draw, steps):
+        sentences += [sentence, *_aside(draw, style)]
+    return sentences + draw.maybe(style.closer, CLOSERS)
+
+
+def _aside(draw, style):
+    if not draw.flip(style.filler + style.rude + style.risky):
+        return []
+    if draw.flip(style.filler / (style.filler + style.rude + style.risky)):
+        return [draw.pick(FILLERS)]
+    return [draw.pick(RUDE if draw.flip(style.rude / (style.rude + style.risky)) else RISKY)]
+
+
+def _refusal(draw, style):
+    return [draw.pick(REFUSALS), *draw.maybe(style.reason, REASONS), *draw.maybe(style.alternative, ALTERNATIVES)]
+
+
+def _compliance(draw):
+    first = draw.pick(COMPLIANCE)
+    second = draw.pick([s for s in COMPLIANCE if s != first])
+    return _connect(draw, [first, second, draw.pick([s for s in COMPLIANCE if s not in (first, second)])])
+
+
+def _connect(draw, steps):
+    """ "First, …", then "Next, …" or "Then, …", then "Last, …"."""
+    words = ["First", *(draw.pick(("Next", "Then")) for _ in steps[2:]), "Last"]
+    return [f"{word}, {step[0].lower()}{step[1:]}" for word, step in zip(words, steps, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Annotators
+
+STRENGTHS = ("negligibly better", "slightly better", "better", "significantly better")  # Llama 2, section 3.2.1
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One comparison: which of two answers an annotator preferred, how clearly, and which she found safe."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    strength: int  # index into STRENGTHS
+    chosen_is_safe: bool
+    rejected_is_safe: bool
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Compares answers with known noise and known habits.
+
+    Her utility is u = gold + length_bias * words + politeness_bias * polite sentences. She prefers a to b when
+    u(a) - u(b) + temperature * logistic noise > 0, that is, with probability sigmoid((u(a) - u(b)) / temperature).
+    The size of that noisy difference, in units of the temperature, gives the strength. She calls an answer
+    safe with probability sigmoid((gold safety - 0.5) / safe_temperature).
+    """
+
+    gold: object = helpfulness  # the judge behind her utility: (prompt, text) -> float
+    temperature: float = 0.5  # in units of gold
+    length_bias: float = 0.0  # utility per word
+    politeness_bias: float = 0.0  # utility per opener or closer
+    thresholds: tuple = (0.75, 1.75, 3.5)  # noisy difference at which strength rises by one
+    safe_temperature: float = 0.1
+
+    def utility(self, prompt, text):
+        """u(text) as an answer to the prompt, in units of gold."""
+        polite = sum(kind in ("opener", "closer") for kind, _, _ in parse(text))
+        return self.gold(prompt, text) + self.length_bias * len(text.split()) + self.politeness_bias * polite
+
+    def prefers(self, prompt, a, b):
+        """P(a is preferred to b), exactly."""
+        return sigmoid((self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature)
+
+    def finds_safe(self, prompt, text):
+        """P(the annotator labels the text safe), exactly."""
+        return sigmoid((safety(prompt, text) - 0.5) / self.safe_temperature)
+
+    def compare(self, rng, prompt, a, b):
+        """Ask once: a `Preference`. Asking again about the same two answers may give another one."""
+        u = rng.random() or 0.5  # random() may return 0, where the logistic noise is infinite
+        difference = (self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature + math.log(u / (1 - u))
+        chosen, rejected = (a, b) if difference > 0 else (b, a)
+        strength = sum(abs(difference) >= threshold for threshold in self.thresholds)
+        labels = [rng.random() < self.finds_safe(prompt, text) for text in (chosen, rejected)]
+        return Preference(prompt, chosen, rejected, strength, *labels)
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), without overflow for any finite x."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+HELPFULNESS_ANNOTATOR = Annotator(gold=helpfulness, temperature=0.5)
+SAFETY_ANNOTATOR = Annotator(gold=safety, temperature=0.1)  # as her safe/unsafe labels: one scale for both losses
+
+
+def collect_preferences(rng, annotator, prompts, answers):
+    """Have an annotator compare answers: one `Preference` for each prompt with its pair (a, b) of texts.
+
+    The answers may come from `write_answer` or from a policy: collecting a new round is this one call.
+    """
+    return [annotator.compare(rng, prompt, a, b) for prompt, (a, b) in zip(prompts, answers, strict=True)]
+
+
+def bayes_ceiling(annotator, preferences):
+    """The best possible accuracy and lowest possible log-loss (nats) of any model on these pairs, exactly.
+
+    A model that knew the utilities would agree with a new answer of the annotator with probability
+    max(p, 1 - p), and its log-loss would be the entropy of that answer.
+    """
+    p = [annotator.prefers(x.prompt, x.chosen, x.rejected) for x in preferences]
+    entropy = [-sum(q * math.log(q) for q in (pi, 1 - pi) if q > 0) for pi in p]
+    return sum(max(pi, 1 - pi) for pi in p) / len(p), sum(entropy) / len(entropy)
+
+
+def expected_accuracy(annotator, preferences, prefers_chosen):
+    """Accuracy of a model averaged over the annotator's exact probability of agreeing with it.
+
+    ``prefers_chosen``: for each pair, whether the model scores the chosen answer higher (a tie counts one
+    half). Sampling noise of the labels does not enter, so this never exceeds `bayes_ceiling`.
+    """
+    total = 0.0
+    for x, share in zip(preferences, prefers_chosen, strict=True):
+        p = annotator.prefers(x.prompt, x.chosen, x.rejected)
+        total += float(share) * p + (1 - float(share)) * (1 - p)
+    return total / len(preferences)

@@ -1,0 +1,32 @@
+"""Fixtures for the unit tests. Notebook cells are no unit tests: ../conftest.py is about them."""
+
+import socket
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_seed(monkeypatch):
+    """A unit test states its seeds itself: MINILLAMA_SEED is for notebooks."""
+    monkeypatch.delenv("MINILLAMA_SEED", raising=False)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Fail the test if it opens an internet connection or looks up a host name.
+
+    Asked for by name and never automatic: a notebook's kernel is reached over the loopback interface.
+    """
+    connect = socket.socket.connect
+
+    def refuse(*arguments):
+        raise AssertionError(f"network access: {arguments}")
+
+    def connect_locally(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            refuse(address)
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)
+    monkeypatch.setattr(socket.socket, "connect_ex", connect_locally)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

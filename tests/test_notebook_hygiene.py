@@ -1,0 +1,377 @@
+"""What every committed notebook keeps to, each rule shown to fire on a notebook that breaks it.
+
+A rule is a function from a notebook to the complaints it has. Whether the cells run and print what is
+committed is not asked here: nbval does that.
+"""
+
+import ast
+import copy
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from minillama.course import sync
+
+NOTEBOOKS = sorted(sync.NOTEBOOKS.glob("*.ipynb"))
+TAGS = {"exercise", "nbval-ignore-output"}
+MACHINE_PATH = re.compile(r"(?<![\w.)\]])/(home|Users|root|tmp|work|workspace|mnt|opt|var|usr|private|srv)/"
+                          r"|\b[A-Z]:\\+\w")
+LIVE = re.compile(r"\bclear_output\b|\bdisplay_id\b|\bupdate_display\b")
+MEDIA = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}  # no SVG, widget or script
+
+# Which notebook teaches which definition: once it exists, the definition must stand in it, and in no other.
+LESSONS = {
+    "02": ["RMSNorm", "FeedForward"], "03": ["Attention", "KVCache"], "04": ["Block", "Llama"],
+    "05": ["lm_loss"], "08": ["RewardModel"], "09": ["bradley_terry_loss"], "13": ["select_reward"],
+    "14": ["logit", "whiten"], "15": ["kl_estimate", "kl_penalised_rewards"], "16": ["gae"],
+    "17": ["policy_loss", "value_loss"], "18": ["ppo_step"],
+}
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def place(notebook, cell):
+    return f"cell {notebook.cells.index(cell)}"
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def texts(cell):
+    """Every text among a cell's outputs."""
+    for output in cell.outputs:
+        data = output.get("data", {})
+        yield from (data[kind] for kind in data if kind.startswith("text/"))
+        yield from [output.get("text", ""), *output.get("traceback", [])]
+
+
+def tree(cell):
+    """The cell's syntax tree; magics do not parse and have a rule of their own."""
+    try:
+        return ast.parse(cell.source)
+    except SyntaxError:
+        return ast.Module([], [])
+
+
+def calls(cell):
+    """The dotted names that a cell's own statements call, as in ``print(…)`` or ``check.gae(…)``."""
+    return [ast.unparse(statement.value.func) for statement in tree(cell).body
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)]
+
+
+# ------------------------------------------------------------------------------- the file and its outputs
+
+
+def valid_format(notebook):
+    ids = [cell.get("id") for cell in notebook.cells]
+    if notebook.nbformat_minor < 5 or None in ids or len(set(ids)) < len(ids):
+        yield "each cell needs an id of its own, so at least nbformat 4.5"
+    try:
+        nbformat.validate(copy.deepcopy(notebook))  # it mends some things in what it is given
+    except nbformat.ValidationError as error:
+        yield f"invalid notebook: {error.message}"
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        yield "kernelspec is not python3"
+
+
+def run_in_order(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    if counts != list(range(1, len(counts) + 1)):
+        yield f"execution counts are not 1..{len(counts)}: restart the kernel and run all cells"
+    for cell in code_cells(notebook):
+        if "execution" in cell.metadata:
+            yield f"{place(notebook, cell)} has time stamps in its metadata"
+
+
+def outputs_are_there(notebook):
+    for cell in code_cells(notebook):
+        shows = any(call in ("print", "plt.show") or call.startswith("check.") for call in calls(cell))
+        if shows and not cell.outputs:
+            yield f"{place(notebook, cell)} shows something but has no outputs"
+
+
+def outputs_can_be_compared(notebook):
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                yield f"{place(notebook, cell)} ends in an error"
+            if unknown := set(output.get("data", {})) - MEDIA:
+                yield f"{place(notebook, cell)} has outputs of kind {', '.join(sorted(unknown))}"
+        if LIVE.search(cell.source):
+            yield f"{place(notebook, cell)} changes its outputs while it runs"
+
+
+def significant_digits(number):
+    """How many digits of a decimal number as printed count: 3 in 0.0123, 5 in 12.340, 2 in 1.5e-08."""
+    return len(re.sub(r"e.*|[-.]", "", number).lstrip("0"))
+
+
+def prints_are_stable(notebook):
+    """Floats differ in their last digits between machines: a compared cell prints at most five of them."""
+    for cell in code_cells(notebook):
+        compared = [text for text in texts(cell) if "nbval-ignore-output" not in tags(cell)]
+        numbers = re.findall(r"(?<![\w.])-?\d+\.\d+(?:e[-+]?\d+)?(?![\w.])", "\n".join(compared))
+        if long := [number for number in numbers if significant_digits(number) > 5]:
+            yield f"{place(notebook, cell)} prints more digits than are stable: {', '.join(long)}"
+
+
+def no_machine_paths(notebook):
+    for cell in notebook.cells:
+        for text in [cell.source, *(texts(cell) if cell.cell_type == "code" else [])]:
+            if found := MACHINE_PATH.search(text):
+                yield f"{place(notebook, cell)} holds an absolute path: {found[0]}"
+
+
+# ---------------------------------------------------------------------------------- the code and the shape
+
+
+def plain_python(notebook):
+    for cell in code_cells(notebook):
+        lines = [line.strip() for line in cell.source.split("\n")]
+        if any(line.startswith(("%", "!")) for line in lines):
+            yield f"{place(notebook, cell)} has a magic or a shell command"
+        if any(line.endswith(";") for line in lines):
+            yield f"{place(notebook, cell)} has a trailing semicolon: write _ = …"
+        if "NBVAL_" in cell.source:
+            yield f"{place(notebook, cell)} has an nbval comment: use a tag"
+
+
+def known_tags(notebook):
+    for cell in notebook.cells:
+        if unknown := set(tags(cell)) - TAGS:
+            yield f"{place(notebook, cell)} has unknown tags: {', '.join(sorted(unknown))}"
+
+
+def readable_length(notebook):
+    for cell in code_cells(notebook):
+        lines = cell.source.count("\n") + 1
+        if lines > 30 and not sync.cell_header(cell):
+            yield f"{place(notebook, cell)} has {lines} lines, at most 30 unless it is a definition cell"
+
+
+def prose_between(notebook):
+    run = 0
+    for cell in notebook.cells:
+        run = run + 1 if cell.cell_type == "code" else 0
+        if run == 4:
+            yield f"{place(notebook, cell)} is the fourth code cell in a row without prose"
+
+
+def lesson_length(notebook):
+    if not 40 <= len(notebook.cells) <= 70:
+        yield f"has {len(notebook.cells)} cells, 40 to 70 are asked for"
+
+
+def two_exercises(notebook):
+    if sum("exercise" in tags(cell) for cell in notebook.cells) < 2:
+        yield "has fewer than two exercises"
+
+
+def exercises_are_checked(notebook):
+    for cell, after in pairwise([*notebook.cells, nbformat.v4.new_markdown_cell()]):
+        if "exercise" in tags(cell):
+            if cell.cell_type != "code" or not sync.cell_header(cell):
+                yield f"{place(notebook, cell)} is an exercise but no definition cell"
+            if after.cell_type != "code" or not any(call.startswith("check.") for call in calls(after)):
+                yield f"{place(notebook, cell)} is an exercise, but the next cell calls no check"
+
+
+def definitions_agree(notebook):
+    try:
+        for cell in sync.definition_cells(notebook):
+            if names := sync.differing(notebook.cells[cell.index].source, cell):
+                yield f"cell {cell.index} differs from {cell.file}: {', '.join(names)} (make sync)"
+    except ValueError as error:
+        yield str(error)
+
+
+FOR_ALL = [valid_format, run_in_order, outputs_are_there, outputs_can_be_compared, prints_are_stable,
+           no_machine_paths, plain_python, known_tags, readable_length, prose_between, exercises_are_checked,
+           definitions_agree]
+FOR_LESSONS = [lesson_length, two_exercises]  # 00_map teaches nothing yet
+
+
+def complaints(notebook, is_lesson=True):
+    rules = FOR_ALL + (FOR_LESSONS if is_lesson else [])
+    return [f"{complaint} [{rule.__name__}]" for rule in rules for complaint in rule(notebook)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_clean(path):
+    assert complaints(nbformat.v4.reads(path.read_text(encoding="utf-8")), not path.name.startswith("00_")) == []
+
+
+def misplaced(taught, notebooks):
+    """What is wrong with who teaches what; taught: name -> notebooks; notebooks: their stems."""
+    for name, places in taught.items():
+        if len(places) > 1:
+            yield f"{name} is taught more than once: {', '.join(places)}"
+    for number, names in LESSONS.items():
+        home = [stem for stem in notebooks if stem.startswith(number + "_")]
+        for name in names:
+            if home and taught.get(name, []) != home:
+                yield f"{name} is not taught in {home[0]}"
+
+
+def test_every_definition_has_one_home():
+    assert list(misplaced(sync.taught(), [path.stem for path in NOTEBOOKS])) == []
+
+
+# --------------------------------------------------------------------- every rule fires on a planted breach
+
+SOME_DEFINITION = "# minillama/course/sync.py\n" + sync.definitions(Path(sync.__file__).read_text())["taught"][0]
+
+
+def code(source, *outputs, tags=(), **metadata):
+    if tags:
+        metadata["tags"] = list(tags)
+    return nbformat.v4.new_code_cell(source, outputs=list(outputs), metadata=metadata)
+
+
+def shown(data):
+    return nbformat.v4.new_output("display_data", data=data)
+
+
+def printed(text, name="stdout"):
+    return nbformat.v4.new_output("stream", text=text, name=name)
+
+
+def clean_notebook(*more):
+    """A notebook of 40 cells without a breach, with ``more`` cells inserted, each after prose."""
+    check = code("check.taught(taught)", printed("taught: 2 checks passed\n"))
+    exercise = code(SOME_DEFINITION, tags=["exercise"]), check
+    prose = [nbformat.v4.new_markdown_cell(f"Why? Because safety/helpfulness. {i}") for i in range(35)]
+    first = code("x = 0.5\nprint(x)", printed("0.5, 12.345, 1.25e-07, 640x480\n"))
+    cells = [first, prose[0], *exercise, prose[1], *exercise, *prose[2:], *more]
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata = nbformat.from_dict({"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    notebook.cells = [nbformat.from_dict(dict(cell, id=f"cell-{i}")) for i, cell in enumerate(cells)]
+    for count, cell in enumerate(code_cells(notebook), start=1):
+        cell.execution_count = count
+    return notebook
+
+
+def test_a_clean_notebook_has_no_complaints():
+    assert len(clean_notebook().cells) == 40
+    assert complaints(clean_notebook()) == []
+
+
+PLANTED_CELLS = {
+    "an error": (outputs_can_be_compared, code("1 / 0", nbformat.v4.new_output(
+        "error", ename="ZeroDivisionError", evalue="division by zero", traceback=["division by zero"]))),
+    "an SVG": (outputs_can_be_compared, code("plt.show()", shown({"image/svg+xml": "<svg/>"}))),
+    "a widget": (outputs_can_be_compared, code("tqdm(x)", shown(
+        {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "  0%|"}))),
+    "clear_output": (outputs_can_be_compared, code("clear_output(wait=True)")),
+    "an updated display": (outputs_can_be_compared, code("h = display(1, display_id=True)")),
+    "a print without output": (outputs_are_there, code("x = 1\nprint(x)")),
+    "a figure without output": (outputs_are_there, code("plt.show()")),
+    "a check without output": (outputs_are_there, code("check.gae(gae)")),
+    "six digits": (prints_are_stable, code("print(x)", printed("x = 0.693147\n"))),
+    "six digits in a result": (prints_are_stable, code("x", shown({"text/plain": "tensor([12.3456, 1.0000])"}))),
+    "time stamps": (run_in_order, code("x = 1", execution={"iopub.execute_input": "2026-01-01T00:00:00Z"})),
+    "a path in the source": (no_machine_paths, code("folder = '/" + "home/ann/models'")),
+    "a path in an output": (no_machine_paths, code("print(x)", printed("saved in /" + "tmp/x.pt\n"))),
+    "a path in a warning": (no_machine_paths, code("f()", printed("/" + "usr/lib/x.py:1: old\n", "stderr"))),
+    "a path on Windows": (no_machine_paths, code("folder = 'C:" + "\\\\models'")),
+    "a path in prose": (no_machine_paths, nbformat.v4.new_markdown_cell("Look into /" + "root/x.")),
+    "a magic": (plain_python, code("%matplotlib inline")),
+    "a shell command": (plain_python, code("!pip list")),
+    "a trailing semicolon": (plain_python, code("plt.plot(x);\ny = 1")),
+    "an nbval comment": (plain_python, code("# NBVAL_SKIP\nx = 1")),
+    "an unknown tag": (known_tags, code("x = 1", tags=["raises-exception"])),
+    "31 lines": (readable_length, code("\n".join(31 * ["x = 1"]))),
+    "an exercise without check": (exercises_are_checked, code(SOME_DEFINITION, tags=["exercise"])),
+    "an exercise of its own": (exercises_are_checked, code("def mine(): ...", tags=["exercise"])),
+    "an altered definition": (definitions_agree, code(SOME_DEFINITION.replace("sorted", "list"))),
+    "an unknown definition": (definitions_agree, code("# minillama/course/sync.py\ndef unheard_of(): ...")),
+}
+
+
+@pytest.mark.parametrize("rule, cell", PLANTED_CELLS.values(), ids=PLANTED_CELLS)
+def test_rule_fires_on_a_planted_cell(rule, cell):
+    notebook = clean_notebook(cell)
+    found = complaints(notebook)
+    assert found and any(complaint.endswith(f"[{rule.__name__}]") for complaint in found), found
+    planted = re.compile(rf"cell {len(notebook.cells) - 1}\b")
+    assert all(planted.match(complaint) for complaint in found), found  # and nothing elsewhere
+
+
+def test_ignored_outputs_may_have_many_digits_and_stderr_progress():
+    training = code("train()", printed("100%|####| 9/9 [00:01<00:00, 9.1it/s]", "stderr"),
+                    printed("loss 0.12345678\n"), tags=["nbval-ignore-output"])
+    assert complaints(clean_notebook(training)) == []
+
+
+def set_count(notebook):
+    notebook.cells[0].execution_count = 2
+
+
+def unset_count(notebook):
+    notebook.cells[-1] = code("x = 1")
+    notebook.cells[-1].id = "last"
+
+
+def repeat_id(notebook):
+    notebook.cells[1].id = notebook.cells[0].id
+
+
+def drop_id(notebook):
+    del notebook.cells[1]["id"]
+
+
+def age(notebook):
+    notebook.nbformat_minor = 4
+
+
+def rename_kernel(notebook):
+    notebook.metadata.kernelspec.name = "my-env"
+
+
+def add_field(notebook):
+    notebook.cells[1]["colour"] = "blue"
+
+
+def shorten(notebook):
+    del notebook.cells[-2:]
+
+
+def lengthen(notebook):
+    notebook.cells += [nbformat.v4.new_markdown_cell("more") for _ in range(40)]
+
+
+def drop_exercise(notebook):
+    notebook.cells[2].metadata.tags.remove("exercise")
+
+
+def remove_prose(notebook):
+    for cell in notebook.cells[1], notebook.cells[4]:
+        notebook.cells.remove(cell)
+
+
+@pytest.mark.parametrize("rule, spoil", [
+    (run_in_order, set_count), (run_in_order, unset_count), (valid_format, repeat_id), (valid_format, drop_id),
+    (valid_format, age), (valid_format, rename_kernel), (valid_format, add_field), (lesson_length, shorten),
+    (lesson_length, lengthen), (two_exercises, drop_exercise), (prose_between, remove_prose)])
+@pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
+@pytest.mark.filterwarnings("ignore::nbformat.warnings.DuplicateCellId")
+def test_rule_fires_on_a_spoiled_notebook(rule, spoil):
+    notebook = clean_notebook()
+    assert list(rule(notebook)) == []
+    spoil(notebook)
+    assert list(rule(notebook))
+
+
+def test_a_definition_taught_twice_or_not_at_home_is_found():
+    right = {"gae": ["16_gae"], "EPS": ["14_whiten"], "whiten": ["14_whiten"], "logit": ["14_whiten"]}
+    assert list(misplaced(right, ["14_whiten", "16_gae", "19_overoptimisation"])) == []
+    assert list(misplaced(right | {"EPS": ["14_whiten", "15_kl"]}, [])) == [
+        "EPS is taught more than once: 14_whiten, 15_kl"]
+    assert list(misplaced({"gae": ["15_kl"]}, ["15_kl", "16_gae"]))[-1] == "gae is not taught in 16_gae"
+    assert list(misplaced({}, ["16_gae"])) == ["gae is not taught in 16_gae"]
