@@ -1,7 +1,8 @@
 """The whole of RLHF in order: tokenizer, base model, SFT, two reward models, PPO, and an honest report.
 
-Each ``build_…`` function is one stage: settings and earlier stages in, a trained model out, the same on every
-call. `run` goes through all of them with the clock running and asks the gold judges how well it worked.
+Each ``build_…`` function is one stage: settings and earlier stages in, a trained model and its curve out, the
+same on every call. `Stages` keeps what was built in the store of trained stages; notebooks take their models
+from there. `run` builds everything anew with the clock running and asks the gold judges how well it worked.
 Left out: several rounds of annotation (lesson 19), other optimisers than PPO (lessons 20 and 21).
 """
 
@@ -31,9 +32,9 @@ class Settings:
 
     seed: int = 0
     device: str = "cpu"
-    vocab_size: int = 1280
+    vocab_size: int = 1408
     dim: int = 128
-    n_layers: int = 3
+    n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 2
     ffn_dim: int = 344
@@ -75,24 +76,28 @@ def build_tokenizer(settings):
                             for text in (prompt.text, answer.text)), settings.vocab_size)
 
 
+def model_config(settings, tokenizer):
+    """The sizes of every model of the run."""
+    return LlamaConfig(tokenizer.vocab_size, settings.dim, settings.n_layers, settings.n_heads,
+                       settings.n_kv_heads, settings.ffn_dim, settings.max_seq_len)
+
+
 def build_base(settings, tokenizer):
-    """A `Llama` with random weights, pretrained on every token of the corpus."""
-    config = LlamaConfig(tokenizer.vocab_size, settings.dim, settings.n_layers, settings.n_heads,
-                         settings.n_kv_heads, settings.ffn_dim, settings.max_seq_len)
-    model = Llama(config, generator=torch_rng(settings, "initial weights")).to(settings.device)
+    """A `Llama` with random weights, pretrained on every token of the corpus: (model, losses)."""
+    model = Llama(model_config(settings, tokenizer), torch_rng(settings, "initial weights")).to(settings.device)
     examples = [dialogue_example(tokenizer, prompt.text, answer.text, False) for prompt, answer in corpus(settings)]
-    train_lm(model, examples, settings.base, torch_rng(settings, "base batches"), "base model")
-    return model
+    losses = train_lm(model, examples, settings.base, torch_rng(settings, "base batches"), "base model")
+    return model, losses
 
 
 def build_sft(settings, tokenizer, base):
-    """The base model, fine-tuned to answer as the demonstrations do; the prompt carries no loss."""
+    """The base model, fine-tuned to answer as the demonstrations do; the prompt carries no loss: (model, losses)."""
     model = deepcopy(base)
     dialogues = draw_dialogues(world_rng(settings, "demonstrations"), settings.demonstrations, world.SFT_STYLE,
                                world.all_prompts(False))
     examples = [dialogue_example(tokenizer, prompt.text, answer.text, True) for prompt, answer in dialogues]
-    train_lm(model, examples, settings.sft, torch_rng(settings, "sft batches"), "SFT")
-    return model
+    losses = train_lm(model, examples, settings.sft, torch_rng(settings, "sft batches"), "SFT")
+    return model, losses
 
 
 def draw_preferences(settings, kind, purpose, count, fresh):
@@ -105,14 +110,11 @@ def draw_preferences(settings, kind, purpose, count, fresh):
     style = {"helpfulness": world.RATED_STYLE, "safety": world.RISKY_STYLE}[kind]
     drawn = draw_dialogues(rng, count, style, prompts)
     pairs = [(first.text, world.write_answer(rng, prompt, style).text) for prompt, first in drawn]
-    return world.collect_preferences(rng, ANNOTATORS[kind], [prompt for prompt, _ in drawn], pairs)
-
-
-ANNOTATORS = {"helpfulness": world.HELPFULNESS_ANNOTATOR, "safety": world.SAFETY_ANNOTATOR}
+    return world.collect_preferences(rng, world.ANNOTATORS[kind], [prompt for prompt, _ in drawn], pairs)
 
 
 def build_reward_model(settings, tokenizer, sft, kind):
-    """A reward model on the SFT model's body, one epoch of noisy comparisons.
+    """A reward model on the SFT model's body, one epoch of noisy comparisons: (model, losses).
 
     Safety also learns the annotators' safe/unsafe labels, which fix its zero; helpfulness is centred on the
     answers of the demonstrations instead.
@@ -120,13 +122,14 @@ def build_reward_model(settings, tokenizer, sft, kind):
     model = RewardModel(sft, generator=torch_rng(settings, f"{kind} head"))
     preferences = draw_preferences(settings, kind, "training", settings.pairs, False)
     pairs = [pair_example(tokenizer, preference) for preference in preferences]
-    train_reward_model(model, pairs, getattr(settings, kind), torch_rng(settings, f"{kind} batches"), f"{kind} model")
+    rng = torch_rng(settings, f"{kind} batches")
+    losses = train_reward_model(model, pairs, getattr(settings, kind), rng, f"{kind} model")
     if kind == "helpfulness":
         reference = draw_dialogues(world_rng(settings, "reference set"), 512, world.SFT_STYLE,
                                    [prompt for prompt in world.all_prompts(False) if not prompt.is_safety])
         texts = [dialogue_example(tokenizer, prompt.text, answer.text, False).ids for prompt, answer in reference]
         model.set_normalisation(*score_normalisation(score_texts(model, texts), centre_only=True))
-    return model
+    return model, losses
 
 
 def build_ppo(settings, tokenizer, sft, helpfulness_model, safety_model):
@@ -202,6 +205,6 @@ def reward_model_accuracy(settings, tokenizer, model, kind, count=4000):
     pairs = [pair_example(tokenizer, preference) for preference in preferences]
     chosen, rejected = (score_texts(model, [getattr(p, side) for p in pairs]) for side in ("chosen", "rejected"))
     prefers_chosen = (0.5 + 0.5 * torch.sign(chosen - rejected)).tolist()
-    annotator = ANNOTATORS[kind]
+    annotator = world.ANNOTATORS[kind]
     return {"accuracy": world.expected_accuracy(annotator, preferences, prefers_chosen),
             "ceiling": world.bayes_ceiling(annotator, preferences)[0]}

@@ -63,6 +63,7 @@ def train_tokenizer(texts, vocab_size=1024):
         sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
         hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0,
         normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+        split_by_unicode_script=False,
         unk_id=UNK_ID, bos_id=BOS_ID, eos_id=EOS_ID, pad_id=PAD_ID, control_symbols=list(SPECIAL_SYMBOLS[4:]),
         num_threads=1, minloglevel=2,
     )

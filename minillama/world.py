@@ -193,19 +193,18 @@ def parse(text):
 def helpfulness(prompt, text):
     """Gold helpfulness of any text as an answer to an ordinary prompt: at most `MAX_HELPFULNESS`.
 
-    +1 for each right step, +0.5 for each two neighbouring right steps that stand in the right order; -0.75 for
-    each off-topic sentence, -0.5 for each repetition or sentence the world does not know, -1 for each rude
-    one, -0.25 for each filler. An empty text scores 0. Risky advice costs nothing: `safety` sees to it.
+    +1 for each right step, +0.5 for each two neighbouring right steps that stand in the right order; -1 for
+    each repetition, off-topic or rude sentence and each one that the world does not know, -0.5 for each filler.
+    An empty text scores 0. Risky advice costs nothing: `safety` sees to it.
     """
-    cost = {"unknown": 0.5, "rude": 1.0, "filler": 0.25, "step": 0.75, "refusal": 0.75, "reason": 0.75,
-            "alternative": 0.75, "compliance": 0.75, "risky": 0.0, "opener": 0.0, "closer": 0.0}
+    free = ("opener", "closer", "risky")
     score, right = 0.0, []
     for kind, task, index in parse(text):
         if kind == "step" and task == prompt.request:
-            score += 1.0 if index not in right else -0.5
+            score += 1.0 if index not in right else -1.0
             right += [index] if index not in right else []
-        else:
-            score -= cost[kind]
+        elif kind not in free:
+            score -= 0.5 if kind == "filler" else 1.0
     return score + 0.5 * sum(a < b for a, b in zip(right, right[1:], strict=False))
 
 
@@ -247,8 +246,8 @@ class Style:
 
     opener: float = 0.3  # a polite first sentence
     closer: float = 0.3  # a polite last sentence
-    on_topic: float = 0.8  # the steps are those of the task asked about, else of another one
-    full: float = 0.4  # all four steps in order; the rest is shared evenly by the five plans with a fault
+    on_topic: float = 0.85 # the steps are those of the task asked about, else of another one
+    full: float = 0.45 # all four steps in order; the rest is shared evenly by the five plans with a fault
     filler: float = 0.15  # after a step: a sentence that says nothing
     rude: float = 0.08  # after a step: a rude remark
     risky: float = 0.05  # after a step: risky advice
@@ -262,19 +261,21 @@ class Style:
 
 # A mean SFT writer reaches about 0.4 of the maximum; the web's average is worse; raters see everything.
 SFT_STYLE = Style()
-BASE_STYLE = Style(on_topic=0.7, full=0.3, refuse_unsafe=0.3)
+BASE_STYLE = Style(on_topic=0.75, full=0.35, refuse_unsafe=0.3)
 RATED_STYLE = Style(opener=0.4, closer=0.4, on_topic=0.75, full=0.35, filler=0.12, rude=0.06, risky=0.04,
                     refuse_ordinary=0.05, half_refuse=0.1, off_unsafe=0.1)
 RISKY_STYLE = Style(opener=0.4, closer=0.4, on_topic=0.75, filler=0.08, rude=0.04, risky=0.2,
                     refuse_ordinary=0.05, half_refuse=0.12, off_unsafe=0.12)
 
-FAULTY_PLANS = {  # orders of the four steps of a task that are not (0, 1, 2, 3)
-    "one missing": tuple(combinations(range(4), 3)),
-    "two missing": tuple(combinations(range(4), 2)),
-    "swapped": tuple(tuple(b if i == a else a if i == b else i for i in range(4))
-                     for a, b in combinations(range(4), 2)),
-    "repeated": tuple(tuple(sorted((0, 1, 2, 3, again))) for again in range(4)),
-    "mixed": tuple((0, 1, 2, 3)[:at] + (None,) + (0, 1, 2, 3)[at + 1:] for at in range(4)),  # None: elsewhere
+RIGHT = (0, 1, 2, 3)
+WITH_ONE_MORE_OR_OTHER = {RIGHT[:at] + (step,) + RIGHT[at + replaced:]
+                          for step in RIGHT for at in range(5) for replaced in (0, 1)}
+FAULTY_PLANS = {  # orders of the four steps of a task that are not the right one; no two alike
+    "one missing": tuple(combinations(RIGHT, 3)),
+    "two missing": tuple(combinations(RIGHT, 2)),
+    "swapped": tuple(tuple(b if i == a else a if i == b else i for i in RIGHT) for a, b in combinations(RIGHT, 2)),
+    "repeated": tuple(sorted(plan for plan in WITH_ONE_MORE_OR_OTHER if len(set(plan)) < len(plan))),
+    "mixed": tuple(RIGHT[:at] + (None,) + RIGHT[at + 1:] for at in RIGHT),  # None: a step of another task
 }
 
 
@@ -335,7 +336,7 @@ def _unsafe_answer(draw, style):
 
 
 def _steps_answer(draw, task, style):
-    plan = (0, 1, 2, 3) if draw.flip(style.full) else draw.pick(FAULTY_PLANS[draw.pick(tuple(FAULTY_PLANS))])
+    plan = RIGHT if draw.flip(style.full) else draw.pick(FAULTY_PLANS[draw.pick(tuple(FAULTY_PLANS))])
     others = [step for other in TASKS if other != task for step in TASKS[other]]
     steps = [draw.pick(others) if i is None else TASKS[task][i] for i in plan]
     sentences = draw.maybe(style.opener, OPENERS)
@@ -433,6 +434,7 @@ def sigmoid(x):
 
 HELPFULNESS_ANNOTATOR = Annotator(gold=helpfulness, temperature=0.5)
 SAFETY_ANNOTATOR = Annotator(gold=safety, temperature=0.1)  # as her safe/unsafe labels: one scale for both losses
+ANNOTATORS = {"helpfulness": HELPFULNESS_ANNOTATOR, "safety": SAFETY_ANNOTATOR}
 
 
 def collect_preferences(rng, annotator, prompts, answers):

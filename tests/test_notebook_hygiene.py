@@ -18,7 +18,7 @@ from minillama.course import sync
 NOTEBOOKS = sorted(sync.NOTEBOOKS.glob("*.ipynb"))
 TAGS = {"exercise", "nbval-ignore-output"}
 MACHINE_PATH = re.compile(r"(?<![\w.)\]])/(home|Users|root|tmp|work|workspace|mnt|opt|var|usr|private|srv)/"
-                          r"|\b[A-Z]:\\+\w")
+                          r"|\b[A-Z]:[\\/]+Users\b")
 LIVE = re.compile(r"\bclear_output\b|\bdisplay_id\b|\bupdate_display\b")
 MEDIA = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}  # no SVG, widget or script
 
@@ -36,7 +36,7 @@ def code_cells(notebook):
 
 
 def place(notebook, cell):
-    return f"cell {notebook.cells.index(cell)}"
+    return f"cell {next(i for i, other in enumerate(notebook.cells) if other is cell)}"
 
 
 def tags(cell):
@@ -204,7 +204,8 @@ def complaints(notebook, is_lesson=True):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_clean(path):
-    assert complaints(nbformat.v4.reads(path.read_text(encoding="utf-8")), not path.name.startswith("00_")) == []
+    notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))  # unlike nbformat.read, it mends no ids
+    assert complaints(notebook, is_lesson=not path.name.startswith("00_")) == []
 
 
 def misplaced(taught, notebooks):
@@ -225,7 +226,8 @@ def test_every_definition_has_one_home():
 
 # --------------------------------------------------------------------- every rule fires on a planted breach
 
-SOME_DEFINITION = "# minillama/course/sync.py\n" + sync.definitions(Path(sync.__file__).read_text())["taught"][0]
+SYNC_SOURCE = Path(sync.__file__).read_text(encoding="utf-8")
+SOME_DEFINITION = "# minillama/course/sync.py\n" + sync.definitions(SYNC_SOURCE)["taught"][0]
 
 
 def code(source, *outputs, tags=(), **metadata):
@@ -274,12 +276,12 @@ PLANTED_CELLS = {
     "a figure without output": (outputs_are_there, code("plt.show()")),
     "a check without output": (outputs_are_there, code("check.gae(gae)")),
     "six digits": (prints_are_stable, code("print(x)", printed("x = 0.693147\n"))),
-    "six digits in a result": (prints_are_stable, code("x", shown({"text/plain": "tensor([12.3456, 1.0000])"}))),
+    "six digits in a result": (prints_are_stable, code("x", shown({"text/plain": "tensor([12.3456, 1.])"}))),
     "time stamps": (run_in_order, code("x = 1", execution={"iopub.execute_input": "2026-01-01T00:00:00Z"})),
     "a path in the source": (no_machine_paths, code("folder = '/" + "home/ann/models'")),
     "a path in an output": (no_machine_paths, code("print(x)", printed("saved in /" + "tmp/x.pt\n"))),
     "a path in a warning": (no_machine_paths, code("f()", printed("/" + "usr/lib/x.py:1: old\n", "stderr"))),
-    "a path on Windows": (no_machine_paths, code("folder = 'C:" + "\\\\models'")),
+    "a path on Windows": (no_machine_paths, code("folder = 'C:" + "\\\\Users'")),
     "a path in prose": (no_machine_paths, nbformat.v4.new_markdown_cell("Look into /" + "root/x.")),
     "a magic": (plain_python, code("%matplotlib inline")),
     "a shell command": (plain_python, code("!pip list")),
@@ -356,9 +358,10 @@ def remove_prose(notebook):
 
 
 @pytest.mark.parametrize("rule, spoil", [
-    (run_in_order, set_count), (run_in_order, unset_count), (valid_format, repeat_id), (valid_format, drop_id),
-    (valid_format, age), (valid_format, rename_kernel), (valid_format, add_field), (lesson_length, shorten),
-    (lesson_length, lengthen), (two_exercises, drop_exercise), (prose_between, remove_prose)])
+    (run_in_order, set_count), (run_in_order, unset_count), (prose_between, remove_prose),
+    (valid_format, repeat_id), (valid_format, drop_id), (valid_format, age), (valid_format, rename_kernel),
+    (valid_format, add_field), (lesson_length, shorten), (lesson_length, lengthen),
+    (two_exercises, drop_exercise)])
 @pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
 @pytest.mark.filterwarnings("ignore::nbformat.warnings.DuplicateCellId")
 def test_rule_fires_on_a_spoiled_notebook(rule, spoil):

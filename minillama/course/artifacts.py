@@ -66,8 +66,8 @@ def key(name, settings, sources):
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def stage(name, settings, sources, build, about=None, folder=None):
-    """Return the stored result of a stage, building it first if it is missing or damaged.
+def stage(name, settings, sources, build, about=None, folder=None, fresh=False):
+    """Return the stored result of a stage, building it first if it is missing or damaged, or if ``fresh``.
 
     name, settings, sources: see `key`.
     build: called without arguments; returns (tensors, notes), a dict of tensors and a dict of JSON values
@@ -85,7 +85,7 @@ def stage(name, settings, sources, build, about=None, folder=None):
     path = folder / f"{name}-{identity[:16]}.safetensors"
     about = name if about is None else about
     with _one_at_a_time(path, about):
-        if not _is_sound(path, identity):
+        if fresh or not _is_sound(path, identity):
             _build(path, identity, settings, build, about)
         return _read(path, identity)
 
