@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from minillama.data import endless_batches, pad_examples
 
@@ -47,7 +47,8 @@ def _check_loss_mask(ids, loss_mask):
     if loss_mask.dtype != torch.bool:
         raise TypeError(f"lm_loss: loss_mask must be boolean, got {loss_mask.dtype}")
     if loss_mask.shape != ids.shape:
-        raise ValueError(f"lm_loss: loss_mask must have the shape of ids {tuple(ids.shape)}, got {tuple(loss_mask.shape)}")
+        shapes = f"{tuple(ids.shape)}, got {tuple(loss_mask.shape)}"
+        raise ValueError(f"lm_loss: loss_mask must have the shape of ids {shapes}")
     if loss_mask[:, 0].any() or not loss_mask.any():
         raise ValueError("lm_loss: loss_mask must count at least one token, and none in column 0, which has no past")
 
@@ -61,7 +62,11 @@ def warmup_cosine(step, total_steps, warmup_steps, final_share=0.1):
 
 
 class TrainingDiverged(FloatingPointError):
-    """A loss or gradient turned inf or NaN; the model holds its last good weights again."""
+    """A loss or gradient turned inf or NaN; ``model`` holds its last good weights again."""
+
+    def __init__(self, message, model):
+        super().__init__(message)
+        self.model = model
 
 
 class Stepper:
@@ -69,6 +74,7 @@ class Stepper:
 
     def __init__(self, model, lr, schedule=lambda step: 1.0, weight_decay=0.0, betas=(0.9, 0.95), max_norm=1.0):
         """``schedule(step)`` is the share of ``lr`` to use at a step counted from 0."""
+        self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.lr, self.schedule, self.max_norm, self.steps = lr, schedule, max_norm, 0
@@ -97,7 +103,7 @@ class Stepper:
         if not torch.isfinite(tensor).all():
             self._copy(self.last_good, self.parameters)
             raise TrainingDiverged(f"step {self.steps}: {name} is not finite, batch of examples {list(batch_ids)}; "
-                                   "the last good weights are restored")
+                                   "the last good weights are restored", self.model)
 
     @staticmethod
     @torch.no_grad()

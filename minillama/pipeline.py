@@ -6,24 +6,36 @@ from there. `run` builds everything anew with the clock running and asks the gol
 Left out: several rounds of annotation (lesson 19), other optimisers than PPO (lessons 20 and 21).
 """
 
+import json
 import math
+import os
 import random
+import sys
+import time
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from minillama import world
+from minillama import data, gae, kl, lm, ppo, preference_loss, reward_model, reward_selection, whiten, world
+from minillama import generate as generation
+from minillama import model as llama
+from minillama import tokenizer as tokenization
+from minillama.course import artifacts
 from minillama.data import dialogue_example, pair_example
 from minillama.gae import ValueModel
 from minillama.generate import generate
-from minillama.lm import LMSettings, train_lm
-from minillama.model import Llama, LlamaConfig
 from minillama.kl import kl_estimate
+from minillama.lm import LMSettings, TrainingDiverged, train_lm
+from minillama.model import Llama, LlamaConfig
 from minillama.ppo import Judges, PPOSettings, response_logprobs, train_ppo
 from minillama.preference_loss import RewardSettings, train_reward_model
 from minillama.reward_model import RewardModel, score_normalisation, score_texts
-from minillama.tokenizer import decode_response, encode_prompt, train_tokenizer
+from minillama.tokenizer import Tokenizer, decode_response, encode_prompt, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,16 +46,18 @@ class Settings:
     device: str = "cpu"
     vocab_size: int = 1408
     dim: int = 128
-    n_layers: int = 2
+    n_layers: int = 3
     n_heads: int = 4
     n_kv_heads: int = 2
     ffn_dim: int = 344
     max_seq_len: int = 160
     corpus: int = 24_000  # dialogues that the base model reads
     demonstrations: int = 8_000  # dialogues of supervised fine-tuning
-    pairs: int = 16_000  # comparisons for each reward model
-    base: LMSettings = LMSettings()
-    sft: LMSettings = LMSettings(steps=120, lr=1e-3, warmup_steps=10)
+    helpfulness_prompts: int = 8_000  # prompts whose answers are compared, for each reward model
+    safety_prompts: int = 2_000
+    answers_per_prompt: int = 4  # so 6 comparisons a prompt
+    base: LMSettings = LMSettings(steps=400, lr=4e-3)
+    sft: LMSettings = LMSettings(steps=80, lr=1e-3, warmup_steps=10)
     helpfulness: RewardSettings = RewardSettings()
     safety: RewardSettings = RewardSettings(label_weight=0.5)
     ppo: PPOSettings = PPOSettings()
@@ -100,17 +114,22 @@ def build_sft(settings, tokenizer, base):
     return model, losses
 
 
-def draw_preferences(settings, kind, purpose, count, fresh):
-    """Annotated comparisons of written answers for the "helpfulness" or the "safety" model.
+def draw_preferences(settings, kind, purpose, count, answers_per_prompt, fresh):
+    """Annotated comparisons for the "helpfulness" or the "safety" model: ``count`` groups of `world.Preference`.
 
-    Helpfulness is compared on ordinary prompts; safety on all, where half the answers do something unsafe.
+    Each group holds one prompt and all comparisons of its ``answers_per_prompt`` written answers. Helpfulness
+    is compared on ordinary prompts; safety on all, where half the answers do something unsafe.
     """
     rng = world_rng(settings, f"{kind} {purpose}")
     prompts = [prompt for prompt in world.all_prompts(fresh) if kind == "safety" or not prompt.is_safety]
     style = {"helpfulness": world.RATED_STYLE, "safety": world.RISKY_STYLE}[kind]
-    drawn = draw_dialogues(rng, count, style, prompts)
-    pairs = [(first.text, world.write_answer(rng, prompt, style).text) for prompt, first in drawn]
-    return world.collect_preferences(rng, world.ANNOTATORS[kind], [prompt for prompt, _ in drawn], pairs)
+    groups = []
+    for _ in range(count):
+        prompt = prompts[int(rng.random() * len(prompts))]
+        answers = [world.write_answer(rng, prompt, style).text for _ in range(answers_per_prompt)]
+        pairs = list(combinations(answers, 2))
+        groups.append(world.collect_preferences(rng, world.ANNOTATORS[kind], [prompt] * len(pairs), pairs))
+    return groups
 
 
 def build_reward_model(settings, tokenizer, sft, kind):
@@ -120,10 +139,11 @@ def build_reward_model(settings, tokenizer, sft, kind):
     answers of the demonstrations instead.
     """
     model = RewardModel(sft, generator=torch_rng(settings, f"{kind} head"))
-    preferences = draw_preferences(settings, kind, "training", settings.pairs, False)
-    pairs = [pair_example(tokenizer, preference) for preference in preferences]
+    count = {"helpfulness": settings.helpfulness_prompts, "safety": settings.safety_prompts}[kind]
+    preferences = draw_preferences(settings, kind, "training", count, settings.answers_per_prompt, False)
+    groups = [[pair_example(tokenizer, preference) for preference in group] for group in preferences]
     rng = torch_rng(settings, f"{kind} batches")
-    losses = train_reward_model(model, pairs, getattr(settings, kind), rng, f"{kind} model")
+    losses = train_reward_model(model, groups, getattr(settings, kind), rng, f"{kind} model")
     if kind == "helpfulness":
         reference = draw_dialogues(world_rng(settings, "reference set"), 512, world.SFT_STYLE,
                                    [prompt for prompt in world.all_prompts(False) if not prompt.is_safety])
@@ -148,6 +168,110 @@ def build_ppo(settings, tokenizer, sft, helpfulness_model, safety_model):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# The stages, each built once and kept
+
+
+def choose_device(name):
+    """"cpu" or "cuda" from "auto", "cpu" or "cuda"; ValueError for another name or for cuda where there is none."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"choose_device: name must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("choose_device: name is cuda, but PyTorch finds no CUDA device here; use cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def default_settings():
+    """The course's settings, with seed and device from ``MINILLAMA_SEED`` and ``MINILLAMA_DEVICE`` if they are set."""
+    return Settings(seed=int(os.environ.get("MINILLAMA_SEED") or 0),
+                    device=choose_device(os.environ.get("MINILLAMA_DEVICE") or "auto"))
+
+
+class Stages:
+    """The trained stages of one `Settings`, each read from the store, or built first if it is not there.
+
+    Attributes: ``tokenizer``; ``base``, ``sft`` and ``policy`` (`Llama`); ``helpfulness`` and ``safety``
+    (`RewardModel`). ``notes[name]`` holds the curve of a stage that was asked for: losses, or PPO's history;
+    ``seconds[name]`` how long the asking took. All models are in eval mode and on the settings' device.
+    """
+
+    def __init__(self, settings, fresh=False):
+        """``fresh``: build every stage anew, even where the store has it."""
+        self.settings, self.fresh, self.notes, self.seconds, self.keys = settings, fresh, {}, {}, {}
+
+    @cached_property
+    def tokenizer(self):
+        tensors = self._stage("tokenizer", ("vocab_size",), (build_tokenizer, tokenization), (), self._tokenizer, 1)
+        return Tokenizer(tensors["model"].numpy().tobytes())
+
+    @cached_property
+    def base(self):
+        fields = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "corpus", "base")
+        tensors = self._stage("base", fields, (build_base, model_config, llama, data, lm), ("tokenizer",),
+                              lambda: trained(build_base(self.settings, self.tokenizer)), 60)
+        return self._llama(tensors)
+
+    @cached_property
+    def sft(self):
+        tensors = self._stage("sft", ("demonstrations", "sft"), (build_sft,), ("base",),
+                              lambda: trained(build_sft(self.settings, self.tokenizer, self.base)), 15)
+        return self._llama(tensors)
+
+    @cached_property
+    def helpfulness(self):
+        return self._reward_model("helpfulness", 60)
+
+    @cached_property
+    def safety(self):
+        return self._reward_model("safety", 20)
+
+    @cached_property
+    def policy(self):
+        tensors = self._stage(
+            "policy", ("ppo",), (build_ppo, gold_summary, gae, generation, kl, ppo, reward_selection, whiten),
+            ("helpfulness", "safety"),
+            lambda: trained(build_ppo(self.settings, self.tokenizer, self.sft, self.helpfulness, self.safety)), 100)
+        return self._llama(tensors)
+
+    def _reward_model(self, kind, seconds):
+        sources = (build_reward_model, draw_preferences, preference_loss, reward_model)
+        tensors = self._stage(
+            kind, (f"{kind}_prompts", "answers_per_prompt", kind), sources, ("sft",),
+            lambda: trained(build_reward_model(self.settings, self.tokenizer, self.sft, kind)), seconds)
+        model = RewardModel(Llama(model_config(self.settings, self.tokenizer)))
+        model.load_state_dict(tensors)
+        return model.to(self.settings.device).eval()
+
+    def _llama(self, tensors):
+        model = Llama(model_config(self.settings, self.tokenizer))
+        model.load_state_dict(tensors)
+        return model.to(self.settings.device).eval()
+
+    def _tokenizer(self):
+        return {"model": torch.frombuffer(bytearray(build_tokenizer(self.settings).model_bytes), dtype=torch.uint8)}, {}
+
+    def _stage(self, name, fields, sources, parents, build, seconds):
+        """Tensors of a stage; ``fields`` of the settings, ``sources`` and ``parents`` are what it depends on."""
+        for parent in parents:
+            getattr(self, parent)
+        start = time.perf_counter()
+        relevant = {field: value for field, value in asdict(self.settings).items() if field in fields}
+        settings = {"seed": self.settings.seed, "device": self.settings.device, **relevant,
+                    "parents": [self.keys[parent] for parent in parents]}
+        sources = [world, world_rng, torch_rng, draw_dialogues, corpus, *sources]
+        self.keys[name] = artifacts.key(name, settings, sources)
+        tensors, self.notes[name] = artifacts.stage(name, settings, sources, build,
+                                                    f"the stage '{name}', about {seconds} s", fresh=self.fresh)
+        self.seconds[name] = time.perf_counter() - start
+        return tensors
+
+
+def trained(result):
+    """(model, curve) as the store wants it: (state dict, JSON notes)."""
+    model, curve = result
+    return model.state_dict(), {"curve": curve}
+
+
+# ---------------------------------------------------------------------------------------------------------
 # How well did it work?
 
 
@@ -168,6 +292,7 @@ def gold_summary(prompts, texts):
 
 
 def mean(values):
+    """Arithmetic mean of any iterable, NaN if it is empty."""
     values = list(values)
     return sum(values) / len(values) if values else math.nan
 
@@ -181,7 +306,7 @@ def answer(policy, tokenizer, prompts, settings, purpose):
 
 
 def wins(prompts, texts, baseline_texts):
-    """Share of prompts where gold prefers ``texts``: safety decides on unsafe prompts, helpfulness elsewhere; ties 1/2."""
+    """Share of prompts where gold prefers ``texts``, ties 1/2; safety decides on unsafe prompts, else helpfulness."""
     shares = []
     for prompt, text, baseline in zip(prompts, texts, baseline_texts, strict=True):
         judge = world.safety if prompt.is_safety else world.helpfulness
@@ -201,10 +326,126 @@ def kl_per_answer(policy, ref_policy, rollouts):
 
 def reward_model_accuracy(settings, tokenizer, model, kind, count=4000):
     """Expected accuracy on held-out comparisons of fresh prompts, and the Bayes ceiling of the same pairs."""
-    preferences = draw_preferences(settings, kind, "held out", count, True)
+    preferences = [group[0] for group in draw_preferences(settings, kind, "held out", count, 2, True)]
     pairs = [pair_example(tokenizer, preference) for preference in preferences]
     chosen, rejected = (score_texts(model, [getattr(p, side) for p in pairs]) for side in ("chosen", "rejected"))
     prefers_chosen = (0.5 + 0.5 * torch.sign(chosen - rejected)).tolist()
     annotator = world.ANNOTATORS[kind]
     return {"accuracy": world.expected_accuracy(annotator, preferences, prefers_chosen),
             "ceiling": world.bayes_ceiling(annotator, preferences)[0]}
+
+
+def evaluate(stages, prompts):
+    """The report's numbers but for seconds and memory, and the texts of both policies: (report, before, after)."""
+    settings, tokenizer = stages.settings, stages.tokenizer
+    before, _ = answer(stages.sft, tokenizer, prompts, settings, "answers before")
+    after, rollouts = answer(stages.policy, tokenizer, prompts, settings, "answers after")
+    gold = [gold_summary(prompts, texts) for texts in (before, after)]
+    report = {name: {"before": gold[0][name], "after": gold[1][name]} for name in gold[0]}
+    report["win_rate"] = wins(prompts, after, before)
+    report["kl"] = kl_per_answer(stages.policy, stages.sft, rollouts)
+    report["reward_model"] = {kind: reward_model_accuracy(settings, tokenizer, getattr(stages, kind), kind)
+                              for kind in ("helpfulness", "safety")}
+    return report, before, after
+
+
+def run(settings, out):
+    """Train every stage from random weights, judge, and write ``report.json`` and a figure under ``out``.
+
+    Prints the table and returns the report. A training that diverges stops the run, after its last good weights
+    are written to ``out/last_good.safetensors``.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    stages = Stages(settings, fresh=True)
+    try:
+        stages.policy  # noqa: B018  (asking for the last stage builds them all)
+    except TrainingDiverged as error:
+        save_file({name: tensor.contiguous() for name, tensor in error.model.state_dict().items()},
+                  out / "last_good.safetensors")
+        raise
+    built = time.perf_counter()
+    prompts = world.all_prompts(True)
+    report, before, after = evaluate(stages, prompts)
+    seconds = {**stages.seconds, "report": time.perf_counter() - built, "total": time.perf_counter() - start}
+    report |= {"seconds": seconds, "peak_rss_mb": peak_rss_mb(), "seed": settings.seed, "device": settings.device}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw_curves(stages.notes["policy"]["curve"], out / "learning_curves.png")
+    print(table(report, len(prompts)), side_by_side(prompts, before, after), sep="\n\n")
+    print(f"\nwritten: {out / 'report.json'}, {out / 'learning_curves.png'}")
+    return report
+
+
+def peak_rss_mb():
+    """The most memory this process has held, in MB (10^6 bytes); None on Windows, which Python cannot ask."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
+
+
+def table(report, prompts):
+    """The report as text, one line a number."""
+    both = [("helpfulness, share of its maximum", "helpfulness"), ("refusals of unsafe requests", "refusal"),
+            ("ordinary answers with risky advice", "risky_advice")]
+    lines = [f"gold judges on {prompts} fresh prompts          before    after"]
+    lines += [f"{label:38} {report[name]['before']:9.3f} {report[name]['after']:8.3f}" for label, name in both]
+    lines += [f"{'win rate over the SFT policy':38} {'':9} {report['win_rate']:8.3f}",
+              f"{'KL from it, nats per answer':38} {'':9} {report['kl']:8.2f}", "",
+              "reward models on fresh pairs            accuracy  ceiling    share"]
+    lines += [f"{kind:38} {x['accuracy']:9.3f} {x['ceiling']:8.3f} {x['accuracy'] / x['ceiling']:8.3f}"
+              for kind, x in report["reward_model"].items()]
+    lines += ["", "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())]
+    return "\n".join([*lines, f"peak memory: {report['peak_rss_mb']} MB; device: {report['device']}; "
+                              f"seed: {report['seed']}"])
+
+
+def side_by_side(prompts, before, after, count=5):
+    """A few prompts, ordinary and unsafe, each with the answer before and after PPO and their gold scores."""
+    shown = range(len(prompts) // (2 * count), len(prompts), len(prompts) // count)
+    return "\n\n".join(f"{prompts[i].text}\n  before: {before[i]}  {gold_scores(prompts[i], before[i])}\n"
+                       f"  after:  {after[i]}  {gold_scores(prompts[i], after[i])}" for i in shown)
+
+
+def gold_scores(prompt, text):
+    """The gold score that counts for the prompt, in words."""
+    if prompt.is_safety:
+        return f"[gold safety {world.safety(prompt, text):.1f} of 1]"
+    return f"[gold helpfulness {world.helpfulness(prompt, text):.1f} of {world.MAX_HELPFULNESS}]"
+
+
+def draw_curves(history, path):
+    """Gold helpfulness, proxy reward and KL against PPO's iterations, three panels, written to ``path``."""
+    from matplotlib.figure import Figure  # here, because only a run draws
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    panels = (("helpfulness", "gold helpfulness (share of maximum)"), ("proxy", "proxy: logit of the selected reward"),
+              ("kl", "KL from the SFT policy (nats per answer)"))
+    first, last = history[0]["helpfulness"], history[-1]["helpfulness"]
+    figure.suptitle(f"Gold helpfulness goes from {first:.2f} to {last:.2f} as PPO climbs the proxy")
+    for axes, (name, label) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.plot([row[name] for row in history], color="#0072B2")
+        axes.set(xlabel="iteration", ylabel=label)
+    figure.savefig(path, dpi=120)
+
+
+def ask(stages, question):
+    """Answers of both policies to a question, with R_s, R_h and, for a prompt of the world, the gold scores."""
+    prompt_ids = encode_prompt(stages.tokenizer, question)
+    judges, prompt = Judges(stages.safety, stages.helpfulness), world.find_prompt(question)
+    lines = [question]
+    for label, policy in (("before PPO", stages.sft), ("after PPO", stages.policy)):
+        rollout = generate(policy, [prompt_ids], stages.settings.ppo.max_new_tokens, temperature=0)
+        text = response_texts(stages.tokenizer, rollout)[0]
+        r_s, r_h = (x.item() for x in judges.probabilities(rollout.ids, rollout.mask))
+        gold = gold_scores(prompt, text) if prompt else "[not a request of this world: no gold score]"
+        lines += [f"{label}: {text}", f"  R_s {r_s:.3f}  R_h {r_h:.3f}  {gold}"]
+    return "\n".join(lines)
+
+
+QUICK = Settings(corpus=512, demonstrations=256, helpfulness_prompts=64, safety_prompts=64,
+                 base=LMSettings(steps=6), sft=LMSettings(steps=3),
+                 ppo=PPOSettings(iterations=2, batch_size=16, max_new_tokens=24))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from minillama.gae import gae
 from minillama.generate import generate
@@ -209,7 +209,7 @@ def train_ppo(policy, ref_policy, value_model, judges, prompts, settings, genera
     policy_stepper = Stepper(policy, settings.policy_lr, schedule)
     value_stepper = Stepper(value_model, settings.value_lr, schedule)
     if len(prompts) < settings.batch_size:
-        raise ValueError(f"train_ppo: prompts must number at least batch_size {settings.batch_size}, got {len(prompts)}")
+        raise ValueError(f"train_ppo: prompts must be at least batch_size = {settings.batch_size}, got {len(prompts)}")
     history = []
     for _ in tqdm(range(settings.iterations), desc=desc, disable=desc is None):
         chosen = torch.randperm(len(prompts), generator=generator)[: settings.batch_size].tolist()

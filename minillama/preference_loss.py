@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from minillama.data import endless_batches, pad
 from minillama.lm import Stepper, warmup_cosine
@@ -92,7 +92,7 @@ class RewardSettings:
     """One run of reward modelling; one epoch, as Llama 2 found best (section 3.2.2)."""
 
     epochs: int = 1
-    batch_size: int = 64  # pairs
+    batch_size: int = 32  # prompts, each with all comparisons of its answers
     lr: float = 1e-3  # peak
     warmup_steps: int = 20
     weight_decay: float = 0.0
@@ -100,10 +100,18 @@ class RewardSettings:
 
 
 def pair_scores(reward_model, pairs):
-    """Scores of the chosen and of the rejected dialogues, two (B,) tensors, in one concatenated forward."""
+    """Scores of the chosen and of the rejected dialogues, two (B,) tensors, in one concatenated forward.
+
+    A text that stands in several pairs is read once: with all 6 comparisons of 4 answers to a prompt, 4 texts
+    serve 6 pairs (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
+    """
     device = next(reward_model.parameters()).device
-    ids, mask = pad([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])  # (2B, T)
-    return reward_model(ids.to(device), mask.to(device)).chunk(2)
+    texts = list(dict.fromkeys(tuple(text) for pair in pairs for text in (pair.chosen, pair.rejected)))
+    ids, mask = pad(texts)  # (N, T), N distinct texts
+    scores = reward_model(ids.to(device), mask.to(device))  # (N,)
+    place = {text: i for i, text in enumerate(texts)}
+    return (scores[[place[tuple(pair.chosen)] for pair in pairs]],
+            scores[[place[tuple(pair.rejected)] for pair in pairs]])
 
 
 def pair_loss(chosen, rejected, pairs, label_weight=0.0):
@@ -115,13 +123,14 @@ def pair_loss(chosen, rejected, pairs, label_weight=0.0):
     return loss
 
 
-def train_reward_model(reward_model, pairs, settings, generator, desc=None):
-    """Train on a list of `PairExample` in place; returns the loss of every step, in nats per pair.
+def train_reward_model(reward_model, groups, settings, generator, desc=None):
+    """Train on groups of `PairExample` in place; returns the loss of every step, in nats per pair.
 
+    ``groups``: lists of pairs; the pairs of a group compare answers to one prompt and stay in one batch.
     ``generator`` (CPU) orders the batches. ``desc`` names the progress bar; None shows none.
     """
-    lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
-    steps = settings.epochs * (len(pairs) // settings.batch_size)
+    lengths = [max(max(len(pair.chosen), len(pair.rejected)) for pair in group) for group in groups]
+    steps = settings.epochs * (len(groups) // settings.batch_size)
     batches = endless_batches(lengths, settings.batch_size, generator)
     stepper = Stepper(reward_model, settings.lr, lambda step: warmup_cosine(step, steps, settings.warmup_steps),
                       settings.weight_decay)
@@ -129,9 +138,10 @@ def train_reward_model(reward_model, pairs, settings, generator, desc=None):
     losses = []
     for _ in tqdm(range(steps), desc=desc, disable=desc is None):
         batch = next(batches)
-        chosen, rejected = pair_scores(reward_model, [pairs[i] for i in batch])  # (B,), (B,)
+        pairs = [pair for i in batch for pair in groups[i]]
+        chosen, rejected = pair_scores(reward_model, pairs)  # (B,), (B,)
         stepper.require_finite("scores", torch.cat((chosen, rejected)), batch)
-        loss = pair_loss(chosen, rejected, [pairs[i] for i in batch], settings.label_weight)
+        loss = pair_loss(chosen, rejected, pairs, settings.label_weight)
         stepper.step(loss, batch)
         losses.append(loss.item())
     reward_model.eval()

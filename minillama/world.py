@@ -398,7 +398,7 @@ class Annotator:
     """
 
     gold: object = helpfulness  # the judge behind her utility: (prompt, text) -> float
-    temperature: float = 0.5  # in units of gold
+    temperature: float = 0.8  # in units of gold
     length_bias: float = 0.0  # utility per word
     politeness_bias: float = 0.0  # utility per opener or closer
     thresholds: tuple = (0.75, 1.75, 3.5)  # noisy difference at which strength rises by one
@@ -432,7 +432,7 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-HELPFULNESS_ANNOTATOR = Annotator(gold=helpfulness, temperature=0.5)
+HELPFULNESS_ANNOTATOR = Annotator(gold=helpfulness, temperature=0.8)
 SAFETY_ANNOTATOR = Annotator(gold=safety, temperature=0.1)  # as her safe/unsafe labels: one scale for both losses
 ANNOTATORS = {"helpfulness": HELPFULNESS_ANNOTATOR, "safety": SAFETY_ANNOTATOR}
 

@@ -17,16 +17,16 @@ def no_network(monkeypatch):
 
     Asked for by name and never automatic: a notebook's kernel is reached over the loopback interface.
     """
-    connect = socket.socket.connect
-
-    def refuse(*arguments):
+    def refuse(*arguments, **_):
         raise AssertionError(f"network access: {arguments}")
 
-    def connect_locally(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            refuse(address)
-        return connect(self, address)
+    def only_unix(method):
+        def guarded(self, address):
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                refuse(address)
+            return method(self, address)
+        return guarded
 
-    monkeypatch.setattr(socket.socket, "connect", connect_locally)
-    monkeypatch.setattr(socket.socket, "connect_ex", connect_locally)
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, only_unix(getattr(socket.socket, name)))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -73,6 +73,12 @@ def test_a_changed_setting_is_another_stage(tmp_path):
     assert len(files(tmp_path)) == 2
 
 
+def test_a_fresh_build_replaces_what_is_stored(tmp_path):
+    toy(tmp_path, Builder(1.0))
+    fresh, _ = artifacts.stage("toy", {"seed": 0}, [], Builder(2.0), folder=tmp_path, fresh=True)
+    assert fresh["weight"][0, 0] == toy(tmp_path, Builder(3.0))[0]["weight"][0, 0] == 2
+
+
 def test_the_key_depends_on_everything_it_names_and_on_nothing_else(monkeypatch):
     base = artifacts.key("toy", {"a": 1, "b": [2, 3]}, [files])
     assert re.fullmatch("[0-9a-f]{64}", base)

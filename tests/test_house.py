@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Imports go downwards only: a module may import those of earlier levels, none of its own.
 LEVELS = [
     ["model", "tokenizer", "world", "whiten"],
-    ["data", "generate", "exact"],
+    ["data"],
+    ["generate", "exact"],
     ["lm", "reward_model", "kl", "reward_selection"],
     ["gae", "preference_loss", "audit", "best_of_n", "dpo", "grpo", "process_reward"],
     ["ppo"],

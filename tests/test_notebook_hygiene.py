@@ -7,11 +7,15 @@ committed is not asked here: nbval does that.
 import ast
 import copy
 import re
+import socket
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbval.plugin import get_sanitize_patterns
 
 from minillama.course import sync
 
@@ -378,3 +382,47 @@ def test_a_definition_taught_twice_or_not_at_home_is_found():
         "EPS is taught more than once: 14_whiten, 15_kl"]
     assert list(misplaced({"gae": ["15_kl"]}, ["15_kl", "16_gae"]))[-1] == "gae is not taught in 16_gae"
     assert list(misplaced({}, ["16_gae"])) == ["gae is not taught in 16_gae"]
+
+
+# ------------------------------------------------------------------------------------ how nbval is made use of
+
+
+@pytest.mark.parametrize("one, other, same", [
+    ("training:  40%|####  | 4/10 [00:01]", "training: 100%|######| 10/10 [00:09, loss=0.2]", True),
+    ("took 12.3 s", "took 9 s", True), ("8100 tokens/s", "33000.5 tokens/s", True), ("3 s", "3 steps", False),
+    ("<object object at 0x7f1e5c0a>", "<object object at 0x7fffe1b0>", True),
+    ("tensor([1.], device='cuda:0')", "tensor([1.])", True), ("device: cuda", "device: cpu", True),
+    ("tensor([1.])", "tensor([2.])", False), ("loss 0.53", "loss 0.54", False), ("3 of 5", "4 of 5", False),
+    ("100 % of 0x10", "90 % of 0x10", False)])
+def test_the_sanitizer_hides_what_varies_and_nothing_else(one, other, same):
+    patterns = get_sanitize_patterns((Path(__file__).parent / "sanitize.cfg").read_text(encoding="utf-8"))
+
+    def sanitize(text):
+        for pattern, replacement in patterns:
+            text = re.sub(pattern, replacement, text)
+        return text
+
+    assert (sanitize(one) == sanitize(other)) is same
+
+
+def test_after_a_failed_cell_the_rest_is_skipped_and_stderr_is_not_compared(tmp_path):
+    cells = [code("import sys\nprint('new', file=sys.stderr)", printed("old\n", "stderr")),
+             code("print(1)", printed("2\n")), code("print(3)", printed("3\n")), code("print(4)", printed("4\n"))]
+    for count, cell in enumerate(cells, start=1):
+        cell.execution_count = count
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "bad.ipynb")
+    conftest = Path(__file__).parents[1] / "conftest.py"
+    (tmp_path / "conftest.py").write_text(conftest.read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "bad.ipynb", "--nbval", "--nbval-current-env", "-rs"]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120).stdout
+    assert "1 failed, 1 passed, 2 skipped" in output and "bad.ipynb: Cell 1 failed" in output
+
+
+def test_no_network_refuses_the_internet_only(no_network):
+    with pytest.raises(AssertionError, match="network access"):
+        socket.create_connection(("localhost", 9))
+    for connect in (socket.socket.connect, socket.socket.connect_ex):
+        with socket.socket() as internet, pytest.raises(AssertionError, match="network access"):
+            connect(internet, ("127.0.0.1", 9))
+    with socket.socket(socket.AF_UNIX) as local, pytest.raises(FileNotFoundError):
+        local.connect("no such socket")
