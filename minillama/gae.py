@@ -5,12 +5,10 @@ the state *before* token t, computed at position t - 1. The state after the last
 whether the answer ended with EOS or was cut off. Nothing is averaged or whitened here, and returns are taken
 from the advantages as they are (whitened ones would teach the value model noise).
 
-Schulman et al. 2016 (arXiv 1506.02438, equation 16) have the estimator; starting the value model from the
+Schulman et al. 2016 (arXiv 1506.02438, equation 16) have the estimator; starting the value model's body from the
 reward model is InstructGPT's (2203.02155, appendix C.4).
 Left out: bootstrapping from a value where a length limit cut the answer off.
 """
-
-import copy
 
 import torch
 import torch.nn.functional as F
@@ -59,16 +57,18 @@ def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
 
 
 class ValueModel(nn.Module):
-    """Values of all states of a text, from a deep copy of a reward model's body and head.
+    """Values of all states of a text, from a deep copy of a reward model's body and a head of its own.
 
-    The head `value`, Linear(dim, 1) without bias, starts as the reward model's `score`, not normalised:
-    at first the value of a state is the raw score of the text so far, as last-token pooling reads it.
+    The head `value`, Linear(dim, 1) without bias, starts at zero: the body knows good answers from bad ones, but
+    the rewards of PPO are whitened and penalised, and so on another scale than the reward model's score.
     """
 
     def __init__(self, reward_model):
         super().__init__()
         self.llama = copy_body(reward_model.llama)
-        self.value = copy.deepcopy(reward_model.score)
+        like = reward_model.score.weight
+        self.value = nn.Linear(like.shape[1], 1, bias=False, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(self.value.weight)
 
     def forward(self, ids, mask=None):
         """Values (B, T) of ids int64 (B, T); mask bool (B, T), True = real token, None = all real.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minillama.data import pad
 from minillama.model import KVCache, Llama
 from minillama.tokenizer import EOS_ID, PAD_ID
 
@@ -53,7 +54,7 @@ def generate(
     """
     check_arguments(model.config, prompts, max_new_tokens, temperature, top_p, eos_id, pad_id)
     device = model.embed_tokens.weight.device
-    ids, mask = (x.to(device) for x in left_pad(prompts, pad_id))                          # (B, P)
+    ids, mask = (x.to(device) for x in pad(prompts, "left", pad_id))                          # (B, P)
     uniforms = torch.rand(max_new_tokens, len(prompts), generator=generator).to(device)    # (steps, B)
     was_training = model.training
     model.eval()
@@ -138,14 +139,6 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     return torch.zeros_like(probs).scatter(-1, order, ordered.where(before < top_p, 0.0))
-
-
-def left_pad(sequences: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Lists of ids as one int64 tensor `(B, T)`, padding first, and its mask, True = real token."""
-    T = max(len(sequence) for sequence in sequences)
-    ids = torch.tensor([[pad_id] * (T - len(sequence)) + list(sequence) for sequence in sequences])
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return ids, torch.arange(T) >= T - lengths[:, None]
 
 
 def check_arguments(config, prompts, max_new_tokens, temperature, top_p, eos_id, pad_id) -> None:
