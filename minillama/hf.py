@@ -30,7 +30,7 @@ def load_llama(folder, dtype=None, device=None):
     """
     folder = Path(folder)
     if (folder / "model.safetensors.index.json").exists():
-        raise ValueError(f"load_llama: folder must hold one model.safetensors, got a checkpoint in several files: {folder}")
+        raise ValueError(f"load_llama: folder must hold one model.safetensors, got several files: {folder}")
     config = read_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     tensors = {hf_to_ours(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     if config.tie_embeddings:

@@ -38,6 +38,8 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_eps=0.2)
         shapes = [tuple(tensor.shape) for tensor in (logprobs, old_logprobs, advantages, response_mask)]
         raise ValueError("policy_loss: logprobs, old_logprobs, advantages, response_mask must be (B, T) "
                          f"alike, got {shapes}")
+    if response_mask.dtype != torch.bool:
+        raise TypeError(f"policy_loss: response_mask must be boolean (True = response), got {response_mask.dtype}")
     if not clip_eps > 0:
         raise ValueError(f"policy_loss: clip_eps must be > 0, got {clip_eps}")
 
@@ -92,7 +94,7 @@ class PPOSettings:
     epochs: int = 2  # passes over each iteration's answers
     minibatches: int = 2  # gradient steps per pass
     max_new_tokens: int = 72
-    policy_lr: float = 5e-4
+    policy_lr: float = 3e-4
     value_lr: float = 1e-3
     warmup_steps: int = 10  # gradient steps
     beta: float = 0.1  # KL penalty, per nat

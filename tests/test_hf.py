@@ -53,7 +53,8 @@ def test_rope_theta_may_stand_at_the_top(theirs):
 
 
 @pytest.mark.parametrize("changes, named", [
-    ({"hidden_act": "gelu"}, "hidden_act"), ({"attention_bias": True}, "attention_bias"), ({"mlp_bias": True}, "mlp_bias"),
+    ({"hidden_act": "gelu"}, "hidden_act"), ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"),
     ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, "rope type"), ({"head_dim": 16}, "head_dim")])
 def test_what_is_not_supported_is_refused(theirs, changes, named):
     _, folder = theirs

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from minillama.data import Example, length_batches, pad, pad_examples
-from minillama.lm import LMSettings, Stepper, TrainingDiverged, evaluate_lm, lm_loss, lm_loss_of, train_lm, warmup_cosine
+from minillama.lm import (
+    LMSettings,
+    Stepper,
+    TrainingDiverged,
+    evaluate_lm,
+    lm_loss,
+    lm_loss_of,
+    train_lm,
+    warmup_cosine,
+)
 from minillama.model import Llama, LlamaConfig
 
 
