@@ -93,7 +93,7 @@ class RewardSettings:
 
     epochs: int = 1
     batch_size: int = 32  # prompts, each with all comparisons of its answers
-    lr: float = 1e-3  # peak
+    lr: float = 5e-4  # peak
     warmup_steps: int = 20
     weight_decay: float = 0.0
     label_weight: float = 0.0  # weight of `safety_label_loss`; 0 for a model that has no labels to learn

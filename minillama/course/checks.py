@@ -250,7 +250,9 @@ def value_model(f):
     """Checks `ValueModel(reward_model)`, the class."""
     reward_model, ids = RewardModel(_tiny_llama(), generator=torch.Generator().manual_seed(1)), torch.tensor([[3, 1, 4, 1, 5]])
     model = f(reward_model)
+    yield ("a new value model gives 0 everywhere", model(ids), torch.zeros(1, 5), "start the head at zero")
     with torch.no_grad():
+        model.value.weight.copy_(reward_model.score.weight)
         alone = model(ids)                                                         # (1, 5)
         prefixes = torch.stack([reward_model(ids[:, :t]) for t in range(1, 5)], dim=1)     # (1, 4)
         padded_ids = torch.tensor([[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0]])
@@ -258,12 +260,12 @@ def value_model(f):
         padded = model(padded_ids, padded_mask)                                    # (2, 7)
     yield ("entry 0 has nothing before it", alone[:, 0], torch.zeros(1), "shift by one, filling with 0")
     yield ("entry t is the score of the text before token t", alone[:, 1:], prefixes,
-           "start from the reward model's body and head; position t - 1 has read tokens 0 .. t - 1")
+           "start from the reward model's body; position t - 1 has read tokens 0 .. t - 1")
     yield ("left padding", padded[:1], F.pad(alone, (2, 0)), "pass the mask on; the first real token has value 0")
     yield ("right padding", padded[1:], F.pad(alone, (0, 2)), "0 on padding, also just after the last token")
     model(ids).sum().backward()
     yield ("the reward model is not trained", all(p.grad is None for p in reward_model.parameters()), True,
-           "deep copies of body and head")
+           "a deep copy of the body")
 
 
 # --------------------------------------------------------------------------------- ppo.py
@@ -382,7 +384,7 @@ def reward_model(f):
            "1 / (dim + 1) is the variance")
     yield ("right padding: one score per row, at the last real token", model(right, mask), by_hand,
            "the last True of the mask, not column -1")
-    yield ("left padding", model(left, mask.flip(1) if False else torch.stack((mask[0], mask[1].flip(0)))), by_hand,
+    yield ("left padding", model(left, torch.stack((mask[0], mask[1].flip(0)))), by_hand,
            "the last True is not at mask.sum() - 1 here")
     yield ("mean pooling, over real tokens", mean_model(right, mask), mean_by_hand, "divide by the number of real tokens")
     parameters = sum(p.numel() for p in model.parameters())
