@@ -59,7 +59,7 @@ class Settings:
     base: LMSettings = LMSettings(steps=400, lr=4e-3)
     sft: LMSettings = LMSettings(steps=80, lr=1e-3, warmup_steps=10)
     helpfulness: RewardSettings = RewardSettings()
-    safety: RewardSettings = RewardSettings(label_weight=0.5)
+    safety: RewardSettings = RewardSettings(lr=1e-3, label_weight=0.5)
     ppo: PPOSettings = PPOSettings()
 
 
