@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from minillama import gae as gae_module
 from minillama import kl, ppo, preference_loss, reward_model, reward_selection, whiten
 from minillama.course import checks
+from minillama.data import pad
 
 RIGHT = {
     "masked_mean": whiten.masked_mean, "logit": whiten.logit, "whiten": whiten.whiten,
@@ -17,7 +18,7 @@ RIGHT = {
     "kl_penalised_rewards": kl.kl_penalised_rewards, "gae": gae_module.gae, "value_model": gae_module.ValueModel,
     "policy_loss": ppo.policy_loss, "value_loss": ppo.value_loss,
     "bradley_terry_loss": preference_loss.bradley_terry_loss, "safety_label_loss": preference_loss.safety_label_loss,
-    "reward_model": reward_model.RewardModel,
+    "reward_model": reward_model.RewardModel, "pair_scores": preference_loss.pair_scores,
 }
 
 
@@ -192,6 +193,32 @@ WRONG = [
     ("reward_model", LastColumn), ("reward_model", CountsFromTheLeft), ("reward_model", MeanOverPadding),
     ("reward_model", HeadTooSmall), ("reward_model", NormalisesInTraining),
 ]
+
+
+def pair_scores_of(texts_of, masked=True, forwards=1):
+    """An implementation of `pair_scores` with faults: texts read twice, without mask, or in two forwards."""
+    def f(model, pairs):
+        texts = texts_of(pairs)
+        ids, mask = pad(texts)
+        call = (ids, mask) if masked else (ids,)
+        scores = [model(*call) for _ in range(forwards)][0]
+        place = [texts.index(text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+        return scores[place[0::2]], scores[place[1::2]]
+    return f
+
+
+def all_texts(pairs):
+    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+
+
+def distinct_texts(pairs):
+    return [list(text) for text in dict.fromkeys(map(tuple, all_texts(pairs)))]
+
+
+WRONG += [("pair_scores", pair_scores_of(all_texts)), ("pair_scores", pair_scores_of(distinct_texts, masked=False)),
+          ("pair_scores", pair_scores_of(distinct_texts, forwards=2)),
+          ("pair_scores", altered(preference_loss.pair_scores, lambda result: result[::-1])),
+          ("pair_scores", altered(preference_loss.pair_scores, lambda result: [x.detach() + 0 * x for x in result]))]
 
 
 def test_there_is_a_case_for_every_check():

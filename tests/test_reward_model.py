@@ -108,11 +108,13 @@ S = torch.zeros(2)
     (lambda: bradley_terry_loss(S, S, torch.ones(2, 1)), ValueError, "margin"),
     (lambda: bradley_terry_loss(S, S, -1.0), ValueError, "margin"),
     (lambda: bradley_terry_loss(S, S, math.inf), ValueError, "margin"),
-    (lambda: bradley_terry_loss(S / 0, S), ValueError, "finite"), (lambda: bradley_terry_loss(S[:0], S[:0]), ValueError, "B >= 1"),
+    (lambda: bradley_terry_loss(S / 0, S), ValueError, "finite"),
+    (lambda: bradley_terry_loss(S[:0], S[:0]), ValueError, "B >= 1"),
     (lambda: bradley_terry_loss(S, S[:1]), ValueError, "rejected_scores"),
     (lambda: bradley_terry_loss(S.long(), S), TypeError, "chosen_scores"),
     (lambda: bradley_terry_loss(S, S, reduction="max"), ValueError, "reduction"),
-    (lambda: safety_label_loss(S, S + 2), ValueError, "labels"), (lambda: safety_label_loss(S, S[:, None]), ValueError, "labels"),
+    (lambda: safety_label_loss(S, S + 2), ValueError, "labels"),
+    (lambda: safety_label_loss(S, S[:, None]), ValueError, "labels"),
     (lambda: safety_label_loss(S * math.nan, S), ValueError, "scores")])
 def test_bad_arguments(call, error, named):
     with pytest.raises(error, match=named):

@@ -13,6 +13,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from minillama.data import PairExample
 from minillama.model import Llama, LlamaConfig
 from minillama.reward_model import RewardModel
 
@@ -357,6 +358,32 @@ def safety_label_loss(f):
     yield ("labels may be 0.0 and 1.0", f(scores, labels.float(), reduction="none"), hand, "convert to the scores' dtype")
     yield ("no overflow", f(torch.tensor([-90.0]), torch.tensor([1.0])), torch.tensor(90.0), "the version with logits")
     yield ("labels (B, 1) are refused", _error(lambda: f(scores, labels[:, None])), ValueError, "(B, B) by broadcasting")
+
+
+class _SumOfIds(torch.nn.Module):
+    """Stands in for a reward model: the score is the sum of the real ids; remembers the rows of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.rows = torch.nn.Parameter(torch.ones(())), []
+
+    def forward(self, ids, mask=None):
+        self.rows.append(len(ids))
+        return self.weight * (ids if mask is None else ids * mask).sum(1)
+
+
+@_check
+def pair_scores(f):
+    """Checks `pair_scores(reward_model, pairs)`."""
+    model = _SumOfIds()
+    pairs = [PairExample([5, 6, 7], [8, 9], 0.0, True, True), PairExample([5, 6, 7], [1], 0.0, True, True)]
+    scores = torch.stack(tuple(f(model, pairs)))                                   # (2, 2)
+    yield ("the chosen first, then the rejected; padding counts nothing", scores, torch.tensor([[18.0, 18.0], [17.0, 1.0]]),
+           "18 = 5 + 6 + 7 and 17 = 8 + 9; pass the mask that pad returns to the model")
+    yield ("one forward", len(model.rows), 1, "pad chosen and rejected texts together")
+    yield ("a text that stands in two pairs is read once", model.rows[0], 3, "collect the distinct texts first")
+    scores.sum().backward()
+    yield ("the gradient reaches the model", model.weight.grad, torch.tensor(54.0), "no detach, no item")
 
 
 # ------------------------------------------------------------------------ reward_model.py
