@@ -421,14 +421,14 @@ def draw_curves(history, path):
     """Gold helpfulness, proxy reward and KL against PPO's iterations, three panels, written to ``path``."""
     from matplotlib.figure import Figure  # here, because only a run draws
 
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    panels = (("helpfulness", "gold helpfulness (share of maximum)"), ("proxy", "proxy: logit of the selected reward"),
-              ("kl", "KL from the SFT policy (nats per answer)"))
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = (("helpfulness", "gold helpfulness", "share of its maximum"), ("proxy", "proxy reward", "logit"),
+              ("kl", "KL from the SFT policy", "nats per answer"))
     first, last = history[0]["helpfulness"], history[-1]["helpfulness"]
     figure.suptitle(f"Gold helpfulness goes from {first:.2f} to {last:.2f} as PPO climbs the proxy")
-    for axes, (name, label) in zip(figure.subplots(1, 3), panels, strict=True):
+    for axes, (name, title, unit) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.plot([row[name] for row in history], color="#0072B2")
-        axes.set(xlabel="iteration", ylabel=label)
+        axes.set(xlabel="iteration", ylabel=unit, title=title)
     figure.savefig(path, dpi=120)
 
 
