@@ -89,7 +89,7 @@ def clip_fraction(logprobs, old_logprobs, response_mask, clip_eps=0.2):
 class PPOSettings:
     """One run of PPO; the defaults are the course's run, clip and optimiser as in Llama 2 (section 3.2.3)."""
 
-    iterations: int = 90
+    iterations: int = 120
     batch_size: int = 64  # prompts, and so answers, per iteration
     epochs: int = 2  # passes over each iteration's answers
     minibatches: int = 2  # gradient steps per pass
