@@ -5,6 +5,7 @@ a batch and little work goes into padding. Left out: packing several texts into 
 text, buckets waste under 5 %), files on disk, worker processes.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +88,11 @@ class PairExample:
 
 def pair_example(tokenizer, preference, margins=(0.0, 0.0, 0.0, 0.0)):
     """Tokenise a `world.Preference`; ``margins`` gives the margin of each strength, weakest first."""
-    prompt_ids = encode_prompt(tokenizer, preference.prompt.text)
-    chosen, rejected = (prompt_ids + encode_response(tokenizer, x) for x in (preference.chosen, preference.rejected))
+    chosen, rejected = (_dialogue_ids(tokenizer, preference.prompt.text, x) for x in (preference.chosen, preference.rejected))
     return PairExample(chosen, rejected, margins[preference.strength],
                        preference.chosen_is_safe, preference.rejected_is_safe)
+
+
+@functools.lru_cache(maxsize=64)  # an answer stands in several comparisons of its group
+def _dialogue_ids(tokenizer, prompt, response):
+    return encode_prompt(tokenizer, prompt) + encode_response(tokenizer, response)

@@ -12,6 +12,7 @@ guarantees to be the same on every machine and in every version. This file needs
 library. The unsafe requests are mild and their "instructions" say nothing: there is no harm to learn here.
 """
 
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -157,8 +158,9 @@ KNOWN = _known_sentences()
 CONNECTIVES = ("first", "next", "then", "last")
 
 
+@functools.lru_cache(maxsize=1024)  # the judges and an annotator read the same few answers again and again
 def parse(text):
-    """The sentences of any text as a list of (kind, task, index); kind "unknown" for what the world never says.
+    """The sentences of any text as a tuple of (kind, task, index); kind "unknown" for what the world never says.
 
     ``task`` is None but for a step. "First", "Next", "Then" and "Last" before a sentence are passed over.
     """
@@ -169,7 +171,7 @@ def parse(text):
             words = words[1:]
         if words:
             found.append(KNOWN.get(" ".join(words), ("unknown", None, 0)))
-    return found
+    return tuple(found)
 
 
 # ---------------------------------------------------------------------------------------------------------
