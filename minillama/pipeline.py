@@ -53,13 +53,13 @@ class Settings:
     max_seq_len: int = 160
     corpus: int = 24_000  # dialogues that the base model reads
     demonstrations: int = 8_000  # dialogues of supervised fine-tuning
-    helpfulness_prompts: int = 16_000  # prompts whose answers are compared, for each reward model
-    safety_prompts: int = 2_000
-    answers_per_prompt: int = 4  # so 6 comparisons a prompt
-    base: LMSettings = LMSettings(steps=400, lr=4e-3)
-    sft: LMSettings = LMSettings(steps=80, lr=1e-3, warmup_steps=10)
+    helpfulness_prompts: int = 7_500  # prompts whose answers are compared, for each reward model
+    safety_prompts: int = 800
+    answers_per_prompt: int = 8  # so 28 comparisons a prompt
+    base: LMSettings = LMSettings()
+    sft: LMSettings = LMSettings(steps=80, lr=4e-4, warmup_steps=10)
     helpfulness: RewardSettings = RewardSettings()
-    safety: RewardSettings = RewardSettings(lr=1e-3, label_weight=0.5)
+    safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
     ppo: PPOSettings = PPOSettings()
 
 

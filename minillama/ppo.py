@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from minillama.data import length_groups
 from minillama.gae import gae
 from minillama.generate import generate
 from minillama.kl import kl_estimate, kl_penalised_rewards
@@ -89,7 +90,7 @@ def clip_fraction(logprobs, old_logprobs, response_mask, clip_eps=0.2):
 class PPOSettings:
     """One run of PPO; the defaults are the course's run, clip and optimiser as in Llama 2 (section 3.2.3)."""
 
-    iterations: int = 120
+    iterations: int = 110
     batch_size: int = 64  # prompts, and so answers, per iteration
     epochs: int = 2  # passes over each iteration's answers
     minibatches: int = 2  # gradient steps per pass
@@ -114,7 +115,11 @@ class Judges:
     @torch.no_grad()
     def probabilities(self, ids, mask):
         """(R_s, R_h), two (B,) tensors in [0, 1]: the sigmoids of both models' scores."""
-        return torch.sigmoid(self.safety(ids, mask)), torch.sigmoid(self.helpfulness(ids, mask))
+        scores = torch.empty(2, len(ids), device=ids.device)
+        for rows, columns in length_groups(mask):
+            group = ids[rows].gather(1, columns), mask[rows].gather(1, columns)     # (n, T')
+            scores[:, rows] = torch.stack((self.safety(*group), self.helpfulness(*group))).float()
+        return torch.sigmoid(scores[0]), torch.sigmoid(scores[1])
 
 
 @dataclass
@@ -141,17 +146,29 @@ class Experience:
     returns: torch.Tensor
 
     def rows(self, index):
-        """The answers at ``index``, without the columns that are padding in all of them."""
-        used = self.mask[index].any(0)  # (T,)
-        return Experience(*(x[index][:, used] if x.ndim == 2 else x[index] for x in vars(self).values()))
+        """The answers at ``index``, an `Experience` of their own."""
+        return Experience(*(x[index] for x in vars(self).values()))
 
 
 def response_logprobs(model, ids, mask, response_mask):
     """log p(token | past) on response tokens, 0 elsewhere, (B, T); the vocabulary's logits only where needed."""
-    hidden = model.hidden(ids, mask)[:, :-1][response_mask[:, 1:]]  # (N, D)
-    logits = model.lm_head(hidden).float()  # (N, V)
-    picked = -F.cross_entropy(logits, ids[response_mask], reduction="none")  # (N,)
-    return torch.zeros(ids.shape, device=ids.device).masked_scatter(response_mask, picked)
+    logprobs = torch.zeros(ids.shape, device=ids.device)
+    for rows, columns in length_groups(mask):
+        group, group_mask, counted = (x[rows].gather(1, columns) for x in (ids, mask, response_mask))    # (n, T')
+        hidden = model.hidden(group, group_mask)[:, :-1][counted[:, 1:]]                                 # (N, D)
+        picked = -F.cross_entropy(model.lm_head(hidden).float(), group[counted], reduction="none")       # (N,)
+        place = rows[:, None].expand_as(columns)[counted], columns[counted]
+        logprobs = logprobs.index_put(place, picked)
+    return logprobs
+
+
+def response_values(value_model, ids, mask, response_mask):
+    """The value before each response token, 0 elsewhere, (B, T)."""
+    values = torch.zeros(ids.shape, device=ids.device)
+    for rows, columns in length_groups(mask):
+        group = value_model(ids[rows].gather(1, columns), mask[rows].gather(1, columns))                 # (n, T')
+        values = values.index_put((rows[:, None], columns), group.float())
+    return values * response_mask
 
 
 @torch.no_grad()
@@ -164,7 +181,7 @@ def rollout(policy, ref_policy, value_model, judges, prompt_ids, is_safety, sett
     answers = generate(policy, prompt_ids, settings.max_new_tokens, generator=generator)
     ids, mask, response_mask = answers.ids, answers.mask, answers.response_mask
     ref_logprobs = response_logprobs(ref_policy, ids, mask, response_mask)
-    values = value_model(ids, mask) * response_mask
+    values = response_values(value_model, ids, mask, response_mask)
     safety, helpfulness = judges.probabilities(ids, mask)
     selected = select_reward(safety, helpfulness, is_safety.to(ids.device), settings.threshold)
     scores = whiten(logit(selected))
@@ -189,8 +206,8 @@ def ppo_step(policy, value_model, policy_stepper, value_stepper, experience, set
             logprobs = response_logprobs(policy, batch.ids, batch.mask, batch.response_mask)
             policy_stepper.step(policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask,
                                             settings.clip_eps), index.tolist())
-            loss = value_loss(value_model(batch.ids, batch.mask), batch.values, batch.returns, batch.response_mask,
-                              settings.clip_eps)
+            values = response_values(value_model, batch.ids, batch.mask, batch.response_mask)
+            loss = value_loss(values, batch.values, batch.returns, batch.response_mask, settings.clip_eps)
             value_stepper.step(loss, index.tolist())
             clipped.append(clip_fraction(logprobs, batch.logprobs, batch.response_mask, settings.clip_eps).item())
             value_losses.append(loss.item())

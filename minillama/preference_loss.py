@@ -92,9 +92,9 @@ class RewardSettings:
     """One run of reward modelling; one epoch, as Llama 2 found best (section 3.2.2)."""
 
     epochs: int = 1
-    batch_size: int = 32  # prompts, each with all comparisons of its answers
-    lr: float = 5e-4  # peak
-    warmup_steps: int = 20
+    batch_size: int = 16  # prompts, each with all comparisons of its answers
+    lr: float = 8e-4  # peak
+    warmup_steps: int = 40
     weight_decay: float = 0.0
     label_weight: float = 0.0  # weight of `safety_label_loss`; 0 for a model that has no labels to learn
 
@@ -102,8 +102,8 @@ class RewardSettings:
 def pair_scores(reward_model, pairs):
     """Scores of the chosen and of the rejected dialogues, two (B,) tensors, in one concatenated forward.
 
-    A text that stands in several pairs is read once: with all 6 comparisons of 4 answers to a prompt, 4 texts
-    serve 6 pairs (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
+    A text that stands in several pairs is read once: with all 28 comparisons of 8 answers to a prompt, 8 texts
+    serve 28 pairs (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
     """
     device = next(reward_model.parameters()).device
     texts = list(dict.fromkeys(tuple(text) for pair in pairs for text in (pair.chosen, pair.rejected)))

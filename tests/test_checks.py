@@ -507,10 +507,11 @@ WRONG += [
     ("token_logprobs", altered(lm.token_logprobs, lambda x: x.roll(-1, 1))),
     ("lm_loss", loss_rule(row_means)), ("lm_loss", loss_rule(mean_of_everything)),
     ("lm_loss", loss_rule(lambda x, mask: (x * mask).sum())), ("lm_loss", lambda *a: -lm.lm_loss(*a)),
-    ("warmup_cosine", lambda step, total, warmup, final_share=0.1: lm.warmup_cosine(step + 1, total, warmup, final_share)),
-    ("warmup_cosine", lambda step, total, warmup, final_share=0.1: lm.warmup_cosine(step, total, warmup)),
-    ("warmup_cosine", lambda step, total, warmup, final_share=0.1: lm.warmup_cosine(step, total, warmup, 0.0)),
-    ("warmup_cosine", lambda step, total, warmup, final_share=0.1: 1 - (1 - final_share) * step / total),
+    ("warmup_cosine", lambda step, total, warmup: lm.warmup_cosine(step + 1, total, warmup)),
+    ("warmup_cosine", lambda step, total, warmup: 0.1 + 0.9 * lm.warmup_cosine(step, total, warmup)),
+    ("warmup_cosine", lambda step, total, warmup: lm.warmup_cosine(step, total, warmup) if step < warmup else
+     max(0.0, 1 - (step - warmup) / (total - warmup))),
+    ("warmup_cosine", lambda step, total, warmup: lm.warmup_cosine(step, total, 0)),
     ("stepper", NeverRestores), ("stepper", NoSchedule), ("stepper", ClipsFirst), ("stepper", LetsNaNPass),
     ("dialogue_example", lambda t, p, r, only: data.dialogue_example(t, p, r, not only)),
     ("dialogue_example", lambda t, p, r, only: data.Example(

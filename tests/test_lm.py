@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minillama.data import Example, length_batches, pad, pad_examples
+from minillama.data import Example, length_batches, length_groups, pad, pad_examples
 from minillama.lm import (
     LMSettings,
     Stepper,
@@ -75,8 +75,19 @@ def test_bad_loss_masks():
         lm_loss(logits, ids, torch.ones(1, 2))
 
 
+def test_length_groups_hold_every_real_token_once_and_in_order():
+    lengths = [3, 9, 1, 4, 4, 8, 2]
+    ids, mask = pad([list(range(10 * n, 10 * n + n)) for n in lengths], "left")
+    seen = {}
+    for rows, columns in length_groups(mask, size=3):
+        assert columns.shape[1] == max(lengths[row] for row in rows)  # as short as can be
+        texts, real = ids[rows].gather(1, columns), mask[rows].gather(1, columns)
+        seen |= {int(row): text[kept].tolist() for row, text, kept in zip(rows, texts, real, strict=True)}
+    assert seen == {row: list(range(10 * n, 10 * n + n)) for row, n in enumerate(lengths)}
+
+
 def test_schedule():
-    assert [warmup_cosine(s, 110, 10) for s in (0, 9, 10, 60, 110, 500)] == pytest.approx([0.1, 1, 1, 0.55, 0.1, 0.1])
+    assert [warmup_cosine(s, 110, 10) for s in (0, 9, 10, 60, 110, 500)] == pytest.approx([0.1, 1, 1, 0.5, 0, 0])
 
 
 def test_training_lowers_the_loss_and_evaluation_agrees():

@@ -5,8 +5,9 @@ import torch
 from test_model import small
 
 from minillama.gae import ValueModel
-from minillama.lm import Stepper
-from minillama.ppo import Judges, PPOSettings, ppo_step, response_logprobs, rollout, summary, train_ppo
+from minillama.lm import Stepper, token_logprobs
+from minillama.ppo import (Judges, PPOSettings, ppo_step, response_logprobs, response_values, rollout, summary,
+                           train_ppo)
 from minillama.reward_model import RewardModel
 
 SETTINGS = PPOSettings(iterations=12, batch_size=32, max_new_tokens=6, policy_lr=5e-3, value_lr=5e-3, warmup_steps=1, beta=0.01)
@@ -49,14 +50,21 @@ def test_rewards_add_up_to_score_minus_penalty():
     assert torch.equal(batch.selected, expected)
 
 
-def test_trimming_rows_keeps_the_numbers():
+def test_groups_of_similar_length_change_no_number_and_no_gradient():
     policy, batch = small(), experience(small())
-    short = batch.response_mask.sum(1).argsort()[:4]
-    rows = batch.rows(short)
-    assert rows.mask.any(0).all() and rows.rewards.sum() == pytest.approx(batch.rewards[short].sum().item(), abs=1e-5)
-    part = response_logprobs(policy, rows.ids, rows.mask, rows.response_mask)
-    torch.testing.assert_close(part[rows.response_mask].detach(), batch.logprobs[short][batch.response_mask[short]],
-                               atol=1e-4, rtol=0)
+    _, value_model, judges = setting()
+    torch.nn.init.normal_(value_model.value.weight, generator=torch.Generator().manual_seed(3))
+    assert batch.mask.sum(1).unique().numel() > 2  # there is something to group
+    rectangle = (token_logprobs(policy(batch.ids, batch.mask), batch.ids) * batch.response_mask,
+                 value_model(batch.ids, batch.mask) * batch.response_mask)
+    grouped = (response_logprobs(policy, batch.ids, batch.mask, batch.response_mask),
+               response_values(value_model, batch.ids, batch.mask, batch.response_mask))
+    for whole, parts, model in zip(rectangle, grouped, (policy, value_model.llama), strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+        gradients = [torch.autograd.grad(x.square().sum(), model.embed_tokens.weight)[0] for x in (whole, parts)]
+        torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+    safety = torch.sigmoid(judges.safety(batch.ids, batch.mask))
+    torch.testing.assert_close(judges.probabilities(batch.ids, batch.mask)[0], safety, atol=1e-5, rtol=0)
 
 
 def test_a_planted_reward_is_climbed_and_the_frozen_stay_frozen():

@@ -442,13 +442,13 @@ def lm_loss(f):
 
 @_check
 def warmup_cosine(f):
-    """Checks `warmup_cosine(step, total_steps, warmup_steps, final_share)`."""
+    """Checks `warmup_cosine(step, total_steps, warmup_steps)`."""
     share = [f(step, 110, 10) for step in (0, 4, 9, 10, 60, 110)]
-    yield ("up in a line, down along a cosine", torch.tensor(share), torch.tensor([0.1, 0.5, 1.0, 1.0, 0.55, 0.1]),
-           "(step + 1) / 10 first; then 0.1 + 0.9 * (1 + cos(pi * done)) / 2 with done = 0, 1/2, 1")
+    yield ("up in a line, down along a cosine", torch.tensor(share), torch.tensor([0.1, 0.5, 1.0, 1.0, 0.5, 0.0]),
+           "(step + 1) / 10 first; then (1 + cos(pi * done)) / 2 with done = 0, 1/2, 1")
     yield ("no warm-up", f(0, 10, 0), 1.0, "begin at the peak")
-    yield ("another floor", round(f(10, 10, 2, final_share=0.5), 6), 0.5, "use the argument")
-    yield ("after the end it stays", round(f(300, 110, 10), 6), 0.1, "done is at most 1")
+    yield ("a quarter of the way down", round(f(35, 110, 10), 6), 0.853553, "(1 + cos(pi / 4)) / 2, above a straight line")
+    yield ("after the end it stays at 0", round(f(300, 110, 10), 6), 0.0, "done is at most 1")
 
 
 @_check
