@@ -15,6 +15,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# As in minillama/__init__.py, for notebooks, which load PyTorch before the package.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 NOTEBOOKS := $(sort $(wildcard notebooks/$(if $(NB),$(NB)_)*.ipynb))
 # The root conftest.py serves both. Committed outputs belong to seed 0; on another seed only asserts count.

@@ -239,7 +239,7 @@ def piece_tokenizer(**changes):
     """`train_tokenizer` with other settings of SentencePiece."""
     def f(texts, vocab_size=1024):
         tokenizer.train_tokenizer(["ab"], vocab_size)  # its refusals
-        train, received = sentencepiece.SentencePieceTrainer.train, {}
+        train = sentencepiece.SentencePieceTrainer.train
         sentencepiece.SentencePieceTrainer.train = lambda **arguments: train(**{**arguments, **changes})
         try:
             return tokenizer.train_tokenizer(texts, vocab_size)

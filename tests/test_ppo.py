@@ -6,8 +6,7 @@ from test_model import small
 
 from minillama.gae import ValueModel
 from minillama.lm import Stepper, token_logprobs
-from minillama.ppo import (Judges, PPOSettings, ppo_step, response_logprobs, response_values, rollout, summary,
-                           train_ppo)
+from minillama.ppo import Judges, PPOSettings, ppo_step, response_logprobs, response_values, rollout, summary, train_ppo
 from minillama.reward_model import RewardModel
 
 SETTINGS = PPOSettings(iterations=12, batch_size=32, max_new_tokens=6, policy_lr=5e-3, value_lr=5e-3, warmup_steps=1, beta=0.01)

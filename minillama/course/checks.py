@@ -468,7 +468,7 @@ def stepper(f):
     except FloatingPointError as error:
         message = "step 1" in str(error) and "[7, 8]" in str(error)
     yield ("a loss that is not finite stops the run and names step and batch", message, True, "require_finite")
-    yield ("the last good weights are back", network.weight, torch.tensor([[1.0, -1.0]]), "those that gave the last finite loss")
+    yield ("the last good weights are back", network.weight, torch.tensor([[1.0, -1.0]]), "those of the last finite loss")
 
 
 # ---------------------------------------------------------------------------------- data.py
