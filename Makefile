@@ -21,8 +21,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NOTEBOOKS := $(sort $(wildcard notebooks/$(if $(NB),$(NB)_)*.ipynb))
 # The root conftest.py serves both. Committed outputs belong to seed 0; on another seed only asserts count.
 STRICT := $(if $(filter-out 0,$(MINILLAMA_SEED)),--nbval-lax,--nbval)
-# A cell may have to build several stages on a busy machine; a kernel that died is noticed after this many seconds.
-NBVAL := $(STRICT) --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=1200
+# A cell may have to build every stage on a busy machine; a kernel that died is noticed after this many seconds.
+NBVAL := $(STRICT) --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=3000
 
 .PHONY: run test lab sync lint bench clean
 
