@@ -95,15 +95,16 @@ class PairExample:
     margin: float
     chosen_is_safe: bool
     rejected_is_safe: bool
+    response_start: int  # where the answers begin, in both dialogues: the prompt's length
 
 
 def pair_example(tokenizer, preference, margins=(0.0, 0.0, 0.0, 0.0)):
     """Tokenise a `world.Preference`; ``margins`` gives the margin of each strength, weakest first."""
-    chosen, rejected = (_dialogue_ids(tokenizer, preference.prompt.text, x) for x in (preference.chosen, preference.rejected))
-    return PairExample(chosen, rejected, margins[preference.strength],
-                       preference.chosen_is_safe, preference.rejected_is_safe)
+    dialogues = [_dialogue(tokenizer, preference.prompt.text, text) for text in (preference.chosen, preference.rejected)]
+    return PairExample(*(dialogue.ids for dialogue in dialogues), margins[preference.strength],
+                       preference.chosen_is_safe, preference.rejected_is_safe, dialogues[0].loss_start)
 
 
 @functools.lru_cache(maxsize=64)  # an answer stands in several comparisons of its group
-def _dialogue_ids(tokenizer, prompt, response):
-    return encode_prompt(tokenizer, prompt) + encode_response(tokenizer, response)
+def _dialogue(tokenizer, prompt, response):
+    return dialogue_example(tokenizer, prompt, response, True)

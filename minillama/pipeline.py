@@ -6,6 +6,7 @@ from there. `run` builds everything anew with the clock running and asks the gol
 Left out: several rounds of annotation (lesson 19), other optimisers than PPO (lessons 20 and 21).
 """
 
+import hashlib
 import json
 import math
 import os
@@ -138,17 +139,25 @@ def build_reward_model(settings, tokenizer, sft, kind):
     Safety also learns the annotators' safe/unsafe labels, which fix its zero; helpfulness is centred on the
     answers of the demonstrations instead.
     """
-    model = RewardModel(sft, generator=torch_rng(settings, f"{kind} head"))
     count = {"helpfulness": settings.helpfulness_prompts, "safety": settings.safety_prompts}[kind]
     preferences = draw_preferences(settings, kind, "training", count, settings.answers_per_prompt, False)
     groups = [[pair_example(tokenizer, preference) for preference in group] for group in preferences]
-    rng = torch_rng(settings, f"{kind} batches")
-    losses = train_reward_model(model, groups, getattr(settings, kind), rng, f"{kind} model")
+    model, losses = fit_reward_model(settings, sft, kind, groups, getattr(settings, kind))
     if kind == "helpfulness":
         reference = draw_dialogues(world_rng(settings, "reference set"), 512, world.SFT_STYLE,
                                    [prompt for prompt in world.all_prompts(False) if not prompt.is_safety])
         texts = [dialogue_example(tokenizer, prompt.text, answer.text, False).ids for prompt, answer in reference]
         model.set_normalisation(*score_normalisation(score_texts(model, texts), centre_only=True))
+    return model, losses
+
+
+def fit_reward_model(settings, sft, name, groups, reward_settings, keep_lm_head=False):
+    """A `RewardModel` on a copy of ``sft``, trained on groups of `PairExample`: (model, losses).
+
+    ``name`` seeds the head and the order of the batches and names the progress bar.
+    """
+    model = RewardModel(sft, keep_lm_head=keep_lm_head, generator=torch_rng(settings, f"{name} head"))
+    losses = train_reward_model(model, groups, reward_settings, torch_rng(settings, f"{name} batches"), f"{name} model")
     return model, losses
 
 
@@ -232,30 +241,46 @@ class Stages:
             lambda: trained(build_ppo(self.settings, self.tokenizer, self.sft, self.helpfulness, self.safety)), 100)
         return self._llama(tensors)
 
+    def lesson_reward_model(self, name, groups, reward_settings, keep_lm_head=False, seconds=15):
+        """A `RewardModel` of a lesson, see `fit_reward_model`; kept in the store under ``name``, losses in the notes.
+
+        ``groups``: lists of `PairExample`, whose content is part of the key. ``seconds``: about how long it takes.
+        """
+        more = {"groups": hashlib.sha256(repr(groups).encode()).hexdigest(), "keep_lm_head": keep_lm_head,
+                "reward_settings": asdict(reward_settings)}
+        tensors = self._stage(
+            name, (), (fit_reward_model, preference_loss, reward_model), ("sft",),
+            lambda: trained(fit_reward_model(self.settings, self.sft, name, groups, reward_settings, keep_lm_head)),
+            seconds, more)
+        return self._restored(RewardModel(self._new_llama(), keep_lm_head=keep_lm_head), tensors)
+
     def _reward_model(self, kind, seconds):
-        sources = (build_reward_model, draw_preferences, preference_loss, reward_model)
+        sources = (build_reward_model, fit_reward_model, draw_preferences, preference_loss, reward_model)
         tensors = self._stage(
             kind, (f"{kind}_prompts", "answers_per_prompt", kind), sources, ("sft",),
             lambda: trained(build_reward_model(self.settings, self.tokenizer, self.sft, kind)), seconds)
-        model = RewardModel(Llama(model_config(self.settings, self.tokenizer)))
-        model.load_state_dict(tensors)
-        return model.to(self.settings.device).eval()
+        return self._restored(RewardModel(self._new_llama()), tensors)
 
     def _llama(self, tensors):
-        model = Llama(model_config(self.settings, self.tokenizer))
+        return self._restored(self._new_llama(), tensors)
+
+    def _new_llama(self):
+        return Llama(model_config(self.settings, self.tokenizer))
+
+    def _restored(self, model, tensors):
         model.load_state_dict(tensors)
         return model.to(self.settings.device).eval()
 
     def _tokenizer(self):
         return {"model": torch.frombuffer(bytearray(build_tokenizer(self.settings).model_bytes), dtype=torch.uint8)}, {}
 
-    def _stage(self, name, fields, sources, parents, build, seconds):
-        """Tensors of a stage; ``fields`` of the settings, ``sources`` and ``parents`` are what it depends on."""
+    def _stage(self, name, fields, sources, parents, build, seconds, more=()):
+        """Tensors of a stage; it depends on ``fields`` of the settings, ``sources``, ``parents`` and ``more`` (a dict)."""
         for parent in parents:
             getattr(self, parent)
         start = time.perf_counter()
         relevant = {field: value for field, value in asdict(self.settings).items() if field in fields}
-        settings = {"seed": self.settings.seed, "device": self.settings.device, **relevant,
+        settings = {"seed": self.settings.seed, "device": self.settings.device, **relevant, **dict(more),
                     "parents": [self.keys[parent] for parent in parents]}
         sources = [world, world_rng, torch_rng, draw_dialogues, corpus, *sources]
         self.keys[name] = artifacts.key(name, settings, sources)

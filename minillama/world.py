@@ -329,7 +329,7 @@ def _steps_answer(draw, task, style):
     others = [step for other in TASKS if other != task for step in TASKS[other]]
     steps = [draw.pick(others) if i is None else TASKS[task][i] for i in plan]
     sentences = draw.maybe(style.opener, OPENERS)
-    for sentence in _connect(draw, steps):
+    for sentence in connect(draw, steps):
         sentences += [sentence, *_aside(draw, style)]
     return sentences + draw.maybe(style.closer, CLOSERS)
 
@@ -349,11 +349,11 @@ def _refusal(draw, style):
 def _compliance(draw):
     first = draw.pick(COMPLIANCE)
     second = draw.pick([s for s in COMPLIANCE if s != first])
-    return _connect(draw, [first, second, draw.pick([s for s in COMPLIANCE if s not in (first, second)])])
+    return connect(draw, [first, second, draw.pick([s for s in COMPLIANCE if s not in (first, second)])])
 
 
-def _connect(draw, steps):
-    """ "First, …", then "Next, …" or "Then, …", then "Last, …"."""
+def connect(draw, steps):
+    """Sentences of an answer from its steps: "First, …", then "Next, …" or "Then, …", then "Last, …"."""
     words = ["First", *(draw.pick(("Next", "Then")) for _ in steps[2:]), "Last"]
     return [f"{word}, {step[0].lower()}{step[1:]}" for word, step in zip(words, steps, strict=True)]
 

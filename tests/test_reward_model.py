@@ -22,7 +22,7 @@ from minillama.reward_model import RewardModel, score_normalisation, score_texts
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 49, 49]])
 MASK = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-PAIRS = [PairExample([1, 2, 3], [1, 4], 0.0, True, False), PairExample([1, 2, 3], [1, 5, 6, 7], 0.5, True, True)]
+PAIRS = [PairExample([1, 2, 3], [1, 4], 0.0, True, False, 1), PairExample([1, 2, 3], [1, 5, 6, 7], 0.5, True, True, 1)]
 
 
 def model(seed=0, **options):

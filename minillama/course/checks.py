@@ -795,7 +795,7 @@ class _SumOfIds(torch.nn.Module):
 def pair_scores(f):
     """Checks `pair_scores(reward_model, pairs)`."""
     model = _SumOfIds()
-    pairs = [PairExample([5, 6, 7], [8, 9], 0.0, True, True), PairExample([5, 6, 7], [1], 0.0, True, True)]
+    pairs = [PairExample([5, 6, 7], [8, 9], 0.0, True, True, 1), PairExample([5, 6, 7], [1], 0.0, True, True, 1)]
     scores = torch.stack(tuple(f(model, pairs)))                                   # (2, 2)
     yield ("the chosen first, then the rejected; padding counts nothing", scores, torch.tensor([[18.0, 18.0], [17.0, 1.0]]),
            "18 = 5 + 6 + 7 and 17 = 8 + 9; pass the mask that pad returns to the model")
