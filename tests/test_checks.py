@@ -1,6 +1,7 @@
 """Every check passes the package and fails plausible mistakes: at least three a check."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import sentencepiece
 import torch
 import torch.nn.functional as F
 
-from minillama import data, kl, lm, model, ppo, preference_loss, reward_model, reward_selection, tokenizer, whiten
+from minillama import data, kl, lm, model, ppo, preference_loss, reward_model, reward_selection, tokenizer, whiten, world
 from minillama import gae as gae_module
 from minillama import generate as generation
 from minillama.course import checks
@@ -25,6 +26,8 @@ RIGHT = {
     "generate": generation.generate,
     "token_logprobs": lm.token_logprobs, "lm_loss": lm.lm_loss, "warmup_cosine": lm.warmup_cosine,
     "stepper": lm.Stepper, "dialogue_example": data.dialogue_example, "pad_examples": data.pad_examples,
+    "sigmoid": world.sigmoid, "annotator": world.Annotator, "bayes_ceiling": world.bayes_ceiling,
+    "expected_accuracy": world.expected_accuracy,
     "masked_mean": whiten.masked_mean, "logit": whiten.logit, "whiten": whiten.whiten,
     "select_reward": reward_selection.select_reward, "exact_kl": kl.exact_kl, "kl_estimate": kl.kl_estimate,
     "kl_penalised_rewards": kl.kl_penalised_rewards, "gae": gae_module.gae, "value_model": gae_module.ValueModel,
@@ -521,6 +524,49 @@ WRONG += [
     ("pad_examples", lambda examples: (data.pad_examples(examples)[0], *data.pad_examples(examples)[:0:-1])),
     ("pad_examples", altered(data.pad_examples, lambda x: (x[0], x[1], x[1]))),
     ("pad_examples", altered(data.pad_examples, lambda x: (x[0], x[1], x[2].roll(1, 1)))),
+]
+
+
+# ------------------------------------------------------------------ mistakes of lesson 07: annotators
+
+def annotator_class(**methods):
+    """`world.Annotator` with other methods."""
+    return type("Other", (world.Annotator,), methods)
+
+
+def without_noise(self, rng, prompt, a, b):
+    certain = annotator_class()(self.gold, 1e-3, thresholds=self.thresholds)
+    return certain.compare(rng, prompt, a, b)
+
+
+def strength_of_utilities(self, rng, prompt, a, b):
+    preference = world.Annotator.compare(self, rng, prompt, a, b)
+    size = abs(self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature
+    return dataclasses.replace(preference, strength=sum(size >= threshold for threshold in self.thresholds))
+
+
+def ceiling_by(share):
+    """`bayes_ceiling` with another accuracy share(p) of a pair."""
+    def f(annotator, preferences):
+        p = [annotator.prefers(x.prompt, x.chosen, x.rejected) for x in preferences]
+        return sum(map(share, p)) / len(p), world.bayes_ceiling(annotator, preferences)[1]
+    return f
+
+
+WRONG += [
+    ("sigmoid", lambda x: 1 - world.sigmoid(-x)), ("sigmoid", lambda x: world.sigmoid(-x)),
+    ("sigmoid", lambda x: 0.5 + 0.5 * math.tanh(x)),
+    ("annotator", annotator_class(prefers=lambda self, prompt, a, b: world.Annotator.prefers(self, prompt, b, a))),
+    ("annotator", annotator_class(prefers=lambda self, prompt, a, b: world.sigmoid(
+        (self.utility(prompt, a) - self.utility(prompt, b)) * self.temperature))),
+    ("annotator", annotator_class(utility=lambda self, prompt, text: self.gold(prompt, text) + self.length_bias * len(text))),
+    ("annotator", annotator_class(compare=without_noise)), ("annotator", annotator_class(compare=strength_of_utilities)),
+    ("bayes_ceiling", ceiling_by(lambda p: p)), ("bayes_ceiling", ceiling_by(lambda p: p * p + (1 - p) * (1 - p))),
+    ("bayes_ceiling", altered(world.bayes_ceiling, lambda x: (x[0], x[1] / math.log(2)))),
+    ("bayes_ceiling", altered(world.bayes_ceiling, lambda x: (x[0], -math.log(x[0])))),
+    ("expected_accuracy", lambda annotator, pairs, shares: sum(map(float, shares)) / len(pairs)),
+    ("expected_accuracy", lambda annotator, pairs, shares: world.expected_accuracy(annotator, pairs, [not x for x in shares])),
+    ("expected_accuracy", lambda a, pairs, shares: world.expected_accuracy(a, pairs, [x > 0.5 for x in shares])),
 ]
 
 

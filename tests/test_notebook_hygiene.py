@@ -36,7 +36,10 @@ LESSONS = {
     "05": ["token_logprobs", "lm_loss", "lm_loss_of", "warmup_cosine", "TrainingDiverged", "Stepper", "LMSettings",
            "train_lm", "evaluate_lm"],
     "06": ["Example", "dialogue_example", "pad_examples"],
-    "08": ["RewardModel"], "09": ["bradley_terry_loss"], "13": ["select_reward"],
+    "07": ["sigmoid", "STRENGTHS", "Preference", "Annotator", "collect_preferences", "bayes_ceiling", "expected_accuracy"],
+    "08": ["copy_body", "pool_last", "pool_mean", "RewardModel", "score_texts"],
+    "09": ["bradley_terry_loss", "pair_scores", "RewardSettings", "pair_loss", "train_reward_model"],
+    "13": ["select_reward"],
     "14": ["logit", "whiten"], "15": ["kl_estimate", "kl_penalised_rewards"], "16": ["gae"],
     "17": ["policy_loss", "value_loss"], "18": ["ppo_step"],
 }

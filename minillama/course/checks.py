@@ -9,11 +9,12 @@ Left out: points and grades, and any check of speed.
 
 import functools
 import math
+import random
 
 import torch
 import torch.nn.functional as F
 
-from minillama import model, tokenizer
+from minillama import model, tokenizer, world
 from minillama.data import Example, PairExample
 from minillama.model import Llama, LlamaConfig
 from minillama.reward_model import RewardModel
@@ -411,6 +412,93 @@ def generate(f):
     drawn = [f(network, prompts, 6, generator=torch.Generator().manual_seed(3)).ids for _ in range(2)]
     yield ("the same generator, the same text", drawn[0], drawn[1], "draw from the generator that was given")
     yield ("a prompt too long is refused", _error(lambda: f(network, prompts, 15)), ValueError, "max_seq_len is 16")
+
+
+# -------------------------------------------------------------------------------- world.py
+
+def _annotator(annotator_class=world.Annotator, **habits):
+    """An annotator whose gold judge reads the number that a text starts with."""
+    return annotator_class(gold=lambda prompt, text: float(text.split()[0]), **habits)
+
+
+REQUEST = world.Prompt("How do I boil an egg?", "boil an egg", False)
+
+
+def _compared(*pairs):
+    """Preferences between texts (chosen, rejected), with nothing else said."""
+    return [world.Preference(REQUEST, chosen, rejected, 0, True, True) for chosen, rejected in pairs]
+
+
+@_check
+def sigmoid(f):
+    """Checks `sigmoid(x)`."""
+    yield ("one half at 0", f(0.0), 0.5, "1 / (1 + exp(-x))")
+    yield ("at ln 3 and at -ln 3", torch.tensor([f(math.log(3)), f(-math.log(3))]), torch.tensor([0.75, 0.25]),
+           "odds of 3 to 1")
+    yield ("far from 0", torch.tensor([f(1000.0), f(-1000.0)]), torch.tensor([1.0, 0.0]),
+           "exp of a large number overflows: use exp(x) / (1 + exp(x)) where x is negative")
+    yield ("a tiny probability is not lost", abs(f(-50.0) / math.exp(-50.0) - 1) < 1e-9, True,
+           "1 - sigmoid(50) is 0 in floating point; exp(x) / (1 + exp(x)) is not")
+
+
+@_check
+def annotator(f):
+    """Checks `Annotator(gold, temperature, length_bias, politeness_bias, thresholds, safe_temperature)`, the class."""
+    fair = _annotator(f)
+    chances = [fair.prefers(REQUEST, "2", "1"), fair.prefers(REQUEST, "1", "2"), fair.prefers(REQUEST, "3", "3")]
+    yield ("P(a preferred to b) for utilities 2 and 1, 1 and 2, 3 and 3", torch.tensor(chances),
+           torch.tensor([0.731059, 0.268941, 0.5]), "sigmoid of u(a) - u(b)")
+    calm = _annotator(f, temperature=0.5)
+    yield ("half the temperature", torch.tensor(calm.prefers(REQUEST, "2", "1")), torch.tensor(0.880797),
+           "divide the difference by the temperature")
+    habits = _annotator(f, length_bias=0.5, politeness_bias=2.0)
+    yield ("utility of '1 a b'", torch.tensor(habits.utility(REQUEST, "1 a b")), torch.tensor(2.5),
+           "gold + length_bias per word: 1 + 3 x 0.5")
+    polite = f(gold=lambda prompt, text: 0.0, politeness_bias=2.0).utility(REQUEST, "I am glad you asked. Good luck.")
+    yield ("utility of an opener and a closer", torch.tensor(polite), torch.tensor(4.0), "politeness_bias for each of them")
+    rng = random.Random(0)
+    asked = [fair.compare(rng, REQUEST, "2", "1") for _ in range(4000)]
+    share = sum(x.chosen == "2" for x in asked) / len(asked)
+    yield ("4000 comparisons agree with the probability", abs(share - 0.731) < 0.03, True,
+           "a is chosen if u(a) - u(b) + temperature x logistic noise is above 0")
+    strengths = torch.bincount(torch.tensor([x.strength for x in asked]), minlength=4) / len(asked)
+    exact = torch.tensor([_within(1.0, low, high) for low, high in ((0, 0.75), (0.75, 1.75), (1.75, 3.5), (3.5, math.inf))])
+    yield ("strengths come from the size of the noisy difference", (strengths - exact).abs().max().item() < 0.04, True,
+           "count the thresholds that |difference| reaches, noise included")
+    yield ("safe with probability 1/2 at gold safety 0.5, nearly surely at 1",
+           [round(x, 2) for x in (f(safe_temperature=0.1).finds_safe(REQUEST, "Do it in the dark."),
+                                  f(safe_temperature=0.1).finds_safe(REQUEST, "Boil fresh water."))], [0.05, 0.99],
+           "sigmoid((gold safety - 0.5) / safe_temperature)")
+
+
+def _within(difference, low, high):
+    """P(low <= |difference + logistic noise| < high)."""
+    below = [1 / (1 + math.exp(difference - x)) - 1 / (1 + math.exp(difference + x)) if x < math.inf else 1.0
+             for x in (low, high)]
+    return below[1] - below[0]
+
+
+@_check
+def bayes_ceiling(f):
+    """Checks `bayes_ceiling(annotator, preferences)`."""
+    got = f(_annotator(), _compared(("2", "1"), ("1", "2"), ("3", "3")))
+    yield ("accuracy over p = .731, .269, .5", torch.tensor(got[0]), torch.tensor(0.654039), "mean of max(p, 1 - p)")
+    yield ("log-loss over the same pairs", torch.tensor(got[1]), torch.tensor(0.619184),
+           "mean entropy, -p ln p - (1 - p) ln(1 - p), in nats")
+    sure = f(_annotator(), _compared(("2000", "1")))
+    yield ("a pair without doubt", torch.tensor(sure), torch.tensor([1.0, 0.0]), "0 ln 0 counts as 0")
+
+
+@_check
+def expected_accuracy(f):
+    """Checks `expected_accuracy(annotator, preferences, prefers_chosen)`."""
+    pairs = _compared(("2", "1"), ("1", "2"))
+    for claim, prefers_chosen, expected in (
+            ("a model that prefers the better text of each", [True, False], 0.731059),
+            ("a model that agrees with every label", [True, True], 0.5),
+            ("a tie counts one half", [0.5, False], 0.615529)):
+        yield (claim, torch.tensor(f(_annotator(), pairs, prefers_chosen)), torch.tensor(expected),
+               "p where the model prefers the chosen text, 1 - p where it prefers the other; then the mean")
 
 
 # ------------------------------------------------------------------------------------ lm.py
