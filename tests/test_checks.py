@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 import torch.nn.functional as F
 
-from minillama import data, kl, lm, model, ppo, preference_loss, reward_model, reward_selection, tokenizer, whiten, world
+from minillama import data, exact, kl, lm, model, ppo, preference_loss, reward_model, reward_selection, tokenizer, whiten, world
 from minillama import gae as gae_module
 from minillama import generate as generation
 from minillama.course import checks
@@ -28,11 +28,14 @@ RIGHT = {
     "stepper": lm.Stepper, "dialogue_example": data.dialogue_example, "pad_examples": data.pad_examples,
     "sigmoid": world.sigmoid, "annotator": world.Annotator, "bayes_ceiling": world.bayes_ceiling,
     "expected_accuracy": world.expected_accuracy,
+    "pair_example": data.pair_example, "outcome_chances": exact.outcome_chances, "margin_slope": exact.margin_slope,
+    "margin_minimiser": exact.margin_minimiser,
     "masked_mean": whiten.masked_mean, "logit": whiten.logit, "whiten": whiten.whiten,
     "select_reward": reward_selection.select_reward, "exact_kl": kl.exact_kl, "kl_estimate": kl.kl_estimate,
     "kl_penalised_rewards": kl.kl_penalised_rewards, "gae": gae_module.gae, "value_model": gae_module.ValueModel,
     "policy_loss": ppo.policy_loss, "value_loss": ppo.value_loss,
     "bradley_terry_loss": preference_loss.bradley_terry_loss, "safety_label_loss": preference_loss.safety_label_loss,
+    "pool_last": reward_model.pool_last, "pool_mean": reward_model.pool_mean,
     "reward_model": reward_model.RewardModel, "pair_scores": preference_loss.pair_scores,
 }
 
@@ -553,6 +556,16 @@ def ceiling_by(share):
     return f
 
 
+WRONG += [  # lesson 08
+    ("pool_last", lambda x, mask: x[:, -1]), ("pool_last", lambda x, mask: x[torch.arange(len(x)), mask.sum(1) - 1]),
+    ("pool_last", lambda x, mask: reward_model.pool_last(x, mask).detach() + 0 * x.sum()),
+    ("pool_last", lambda x, mask: reward_model.pool_mean(x, mask)),
+    ("pool_mean", lambda x, mask: x.mean(1)),
+    ("pool_mean", lambda x, mask: (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)),
+    ("pool_mean", lambda x, mask: reward_model.pool_mean(x, mask) * mask.sum(1, keepdim=True)),
+    ("pool_mean", lambda x, mask: x.masked_fill(~mask[:, :, None], 0.0).mean(1)),
+]
+
 WRONG += [
     ("sigmoid", lambda x: 1 - world.sigmoid(-x)), ("sigmoid", lambda x: world.sigmoid(-x)),
     ("sigmoid", lambda x: 0.5 + 0.5 * math.tanh(x)),
@@ -567,6 +580,55 @@ WRONG += [
     ("expected_accuracy", lambda annotator, pairs, shares: sum(map(float, shares)) / len(pairs)),
     ("expected_accuracy", lambda annotator, pairs, shares: world.expected_accuracy(annotator, pairs, [not x for x in shares])),
     ("expected_accuracy", lambda a, pairs, shares: world.expected_accuracy(a, pairs, [x > 0.5 for x in shares])),
+]
+
+
+# ------------------------------------------------------------------ mistakes of lesson 10: margins
+
+def replaced(**fields):
+    """`pair_example` with some fields of its result computed from it."""
+    return altered(data.pair_example, lambda pair: dataclasses.replace(pair, **{k: f(pair) for k, f in fields.items()}))
+
+
+def unrefused_minimiser(start):
+    """A search from a fixed interval, which refuses what has no minimum."""
+    def f(wins, losses, margins):
+        exact.margin_minimiser(wins, losses, margins)
+        low, high = torch.full((2, len(wins)), start, dtype=torch.float64) * torch.tensor([[-1.0], [1.0]])
+        for _ in range(60):
+            falls = exact.margin_slope((low + high) / 2, wins, losses, margins) < 0
+            low, high = torch.where(falls, (low + high) / 2, low), torch.where(falls, high, (low + high) / 2)
+        return low
+    return f
+
+
+def log_odds(wins, losses, margins):
+    exact.margin_minimiser(wins, losses, margins)
+    return (wins.sum(1) / losses.sum(1)).log()
+
+
+WRONG += [
+    ("pair_example", lambda t, x, margins=(0.0,) * 4: data.pair_example(t, x, margins[::-1])),
+    ("pair_example", lambda t, x, margins=(0.0,) * 4: data.pair_example(t, x)),
+    ("pair_example", lambda t, x, margins=(0.0, 1.0, 2.0, 3.0): data.pair_example(t, x, margins)),
+    ("pair_example", replaced(chosen=lambda x: x.rejected, rejected=lambda x: x.chosen)),
+    ("pair_example", replaced(response_start=lambda x: 1)),
+    ("pair_example", replaced(rejected_is_safe=lambda x: x.chosen_is_safe)),
+    ("pair_example", replaced(chosen=lambda x: x.chosen[x.response_start:], rejected=lambda x: x.rejected[x.response_start:])),
+    ("outcome_chances", lambda d, thresholds: exact.outcome_chances(-d, thresholds)),
+    ("outcome_chances", altered(exact.outcome_chances, lambda x: (x[0] + x[1], x[1]))),
+    ("outcome_chances", altered(exact.outcome_chances, lambda x: (x[0] / x[0].sum(1, True), x[1] / x[1].sum(1, True)))),
+    ("outcome_chances", lambda d, thresholds: [torch.nn.functional.one_hot(
+        (s * d[:, None] >= torch.tensor(thresholds)).sum(1), len(thresholds) + 1) * (s * d > 0)[:, None] for s in (1, -1)]),
+    ("margin_slope", altered(exact.margin_slope, torch.neg)), ("margin_slope", altered(exact.margin_slope, lambda x: x.sum())),
+    ("margin_slope", lambda d, wins, losses, m: exact.margin_slope(d, wins, losses, -m)),
+    ("margin_slope", lambda d, wins, losses, m: exact.margin_slope(d, wins, 0 * losses, m)
+     + exact.margin_slope(d, 0 * wins, losses, 0 * m)),
+    ("margin_slope", lambda d, wins, losses, m: exact.margin_slope(d, wins, losses, m) / wins.shape[1]),
+    ("margin_minimiser", unrefused_minimiser(10.0)), ("margin_minimiser", log_odds),
+    ("margin_minimiser", altered(exact.margin_minimiser, torch.neg)),
+    ("margin_minimiser", lambda wins, losses, m: log_odds(wins, losses, m) + log_odds(wins, losses, m).sign() * m.mean()),
+    ("margin_minimiser", lambda wins, losses, m: exact.margin_minimiser(wins + 1e-9, losses + 1e-9, m)),
 ]
 
 

@@ -39,6 +39,7 @@ LESSONS = {
     "07": ["sigmoid", "STRENGTHS", "Preference", "Annotator", "collect_preferences", "bayes_ceiling", "expected_accuracy"],
     "08": ["copy_body", "pool_last", "pool_mean", "RewardModel", "score_texts"],
     "09": ["bradley_terry_loss", "pair_scores", "RewardSettings", "pair_loss", "train_reward_model"],
+    "10": ["MARGINS", "PairExample", "pair_example", "outcome_chances", "margin_slope", "margin_minimiser"],
     "13": ["select_reward"],
     "14": ["logit", "whiten"], "15": ["kl_estimate", "kl_penalised_rewards"], "16": ["gae"],
     "17": ["policy_loss", "value_loss"], "18": ["ppo_step"],

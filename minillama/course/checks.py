@@ -583,6 +583,75 @@ def pad_examples(f):
            torch.tensor([[False, False, True, True], [False, True, False, False]]), "real and at or after loss_start")
 
 
+@_check
+def pair_example(f):
+    """Checks `pair_example(tokenizer, preference, margins)`."""
+    tiny = _tiny_tokenizer()
+    space, ab, b = tiny.encode(" "), tiny.encode("ab"), tiny.encode("b")
+    prompt, margins = world.Prompt("ab", "ab", False), (0.5, 1.0, 2.0, 4.0)
+    pairs = [f(tiny, world.Preference(prompt, "b", "ab", strength, True, False), margins) for strength in (0, 2, 3)]
+    chosen, rejected = [1, 4, *space, *ab, 5, *space, *b, 2], [1, 4, *space, *ab, 5, *space, *ab, 2]
+    yield ("two whole dialogues, the chosen one first", [pairs[0].chosen, pairs[0].rejected], [chosen, rejected],
+           "prompt ids, then response ids, with the same prompt twice")
+    yield ("the margins of the strengths 0, 2 and 3", [pair.margin for pair in pairs], [0.5, 2.0, 4.0],
+           "look the strength up in margins, weakest first")
+    plain = f(tiny, world.Preference(prompt, "b", "ab", 3, True, False))
+    yield ("no margin unless margins are given", plain.margin, 0.0, "four zeros are the default")
+    yield ("who is safe", [plain.chosen_is_safe, plain.rejected_is_safe], [True, False], "copy both labels, chosen first")
+    yield ("where the answers begin", plain.response_start, chosen.index(5) + 1, "the length of the prompt's ids")
+
+
+# -------------------------------------------------------------------------------- exact.py
+
+@_check
+def outcome_chances(f):
+    """Checks `outcome_chances(difference, thresholds)`."""
+    ln3 = math.log(3)
+    wins, losses = f(torch.tensor([0.0, ln3]), (ln3,))
+    yield ("a wins, at differences 0 and ln 3 with the threshold ln 3", wins, torch.tensor([[0.25, 0.25], [0.25, 0.5]]),
+           "P(low <= x < high) for x = difference + logistic noise is sigmoid(high - difference) - sigmoid(low - difference)")
+    yield ("b wins", losses, torch.tensor([[0.25, 0.25], [0.15, 0.1]]), "b wins where -x is positive: turn the difference")
+    wins, losses = f(torch.linspace(-6, 6, 5), (0.75, 1.75, 3.5))
+    yield ("one column for each of four strengths", wins.shape, (5, 4), "edges at 0, at the thresholds and at infinity")
+    yield ("somebody wins with some strength", (wins + losses).sum(1), torch.ones(5), "each row of both together sums to 1")
+    yield ("who wins is a sigmoid", wins.sum(1), torch.sigmoid(torch.linspace(-6, 6, 5)), "add up the strengths")
+
+
+@_check
+def margin_slope(f):
+    """Checks `margin_slope(difference, wins, losses, margins)`."""
+    sure, never, d = torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([1.5])
+    slopes = torch.stack([f(d, sure, never, torch.tensor([m])) for m in (0.0, 3.0)])
+    yield ("a always wins, d = 1.5, margins 0 and 3", slopes, torch.tensor([[-0.18243], [-0.81757]]), "-sigmoid(margin - d)")
+    slopes = torch.stack([f(d, never, sure, torch.tensor([m])) for m in (0.0, 3.0)])
+    yield ("b always wins", slopes, torch.tensor([[0.81757], [0.98901]]), "b asks for its margin too: sigmoid(margin + d)")
+    wins, losses, margins = torch.tensor([[0.5, 0.25]]), torch.tensor([[0.25, 0.0]]), torch.tensor([0.0, 1.0])
+    yield ("two strengths at d = 0", f(torch.zeros(1), wins, losses, margins), torch.tensor([-0.307765]),   # .125 - .43276
+           "each outcome's slope times its chance, then the sum")
+    yield ("one slope a pair", f(torch.zeros(3), wins.expand(3, 2), losses.expand(3, 2), margins),
+           torch.full((3,), -0.307765), "sum over the strengths, not over the pairs")
+
+
+@_check
+def margin_minimiser(f):
+    """Checks `margin_minimiser(wins, losses, margins)`."""
+    def one(p, margin):
+        return f(torch.tensor([[p]]), torch.tensor([[1 - p]]), torch.tensor([margin]))
+    yield ("p = .75 without margin", one(0.75, 0.0), torch.tensor([1.0986]), "the log-odds, ln 3")
+    yield ("p = .75 with the margin 1", one(0.75, 1.0), torch.tensor([1.7820]), "0.25 x^2 - 0.5 e x - 0.75 = 0 for x = e^d")
+    yield ("p = .75 with the margin 20", one(0.75, 20.0), torch.tensor([20.6931]),
+           "the first interval must hold the minimum, which may lie far out")
+    yield ("p = .25 with the margin 1", one(0.25, 1.0), torch.tensor([-1.7820]), "the two sides are alike")
+    yield ("p = .5 with the margin 3", one(0.5, 3.0), torch.tensor([0.0]), "the two sides are alike")
+    wins, losses = torch.tensor([[0.125, 0.375], [30.0, 10.0]]), torch.tensor([[0.375, 0.125], [10.0, 0.0]])
+    margins = torch.tensor([0.0, 3.0])
+    best = f(wins, losses, margins)
+    slopes = (losses * torch.sigmoid(margins + best[:, None]) - wins * torch.sigmoid(margins - best[:, None])).sum(1)
+    yield ("two strengths, two pairs: the slope there is 0", slopes, torch.zeros(2), "one minimum a pair")
+    yield ("a side that never wins is refused", _error(lambda: one(1.0, 1.0)), ValueError,
+           "the loss falls for ever: there is no minimum")
+
+
 # ------------------------------------------------------------------------------- whiten.py
 
 @_check
@@ -894,6 +963,40 @@ def pair_scores(f):
 
 
 # ------------------------------------------------------------------------ reward_model.py
+
+def _two_rows():
+    """States (2, 4, 2) of two texts, 4 and 2 real tokens, and their mask (right padding); padding holds 99."""
+    states = torch.full((2, 4, 2), 99.0)
+    states[0] = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 2.0], [6.0, 2.0]])
+    states[1, :2] = torch.tensor([[4.0, 1.0], [8.0, 3.0]])
+    return states, torch.tensor([[True] * 4, [True, True, False, False]])
+
+
+@_check
+def pool_last(f):
+    """Checks `pool_last(hidden, mask)`."""
+    states, mask = _two_rows()
+    expected = torch.tensor([[6.0, 2.0], [8.0, 3.0]])
+    yield ("right padding", f(states, mask), expected, "the last True of each row's mask, not the last column")
+    yield ("left padding", f(states.roll(2, 1)[1:], mask.roll(2, 1)[1:]), expected[1:],
+           "mask.sum() - 1 finds the last real token only where padding stands on the right")
+    yield ("one real token", f(states, torch.tensor([[True, False, False, False]] * 2)), states[:, 0], "column 0")
+    x = states.clone().requires_grad_()
+    f(x, mask).sum().backward()
+    yield ("the gradient reaches one token of each row", (x.grad != 0).any(-1).sum(1).tolist(), [1, 1], "index, no average")
+
+
+@_check
+def pool_mean(f):
+    """Checks `pool_mean(hidden, mask)`."""
+    states, mask = _two_rows()
+    yield ("right padding", f(states, mask), torch.tensor([[3.0, 1.0], [6.0, 2.0]]), "12 / 4, 4 / 4 and 12 / 2, 4 / 2")
+    yield ("left padding", f(states.roll(2, 1), mask.roll(2, 1))[1], torch.tensor([6.0, 2.0]),
+           "sum over True, divide by their number")
+    noisy = torch.where(mask[:, :, None], states, torch.nan)
+    yield ("padding may hold anything, NaN included", f(noisy, mask)[1], torch.tensor([6.0, 2.0]),
+           "masked_fill before the sum: 0 times NaN is NaN")
+
 
 @_check
 def reward_model(f):
