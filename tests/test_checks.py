@@ -9,7 +9,21 @@ import sentencepiece
 import torch
 import torch.nn.functional as F
 
-from minillama import data, exact, kl, lm, model, ppo, preference_loss, reward_model, reward_selection, tokenizer, whiten, world
+from minillama import (
+    audit,
+    data,
+    exact,
+    kl,
+    lm,
+    model,
+    ppo,
+    preference_loss,
+    reward_model,
+    reward_selection,
+    tokenizer,
+    whiten,
+    world,
+)
 from minillama import gae as gae_module
 from minillama import generate as generation
 from minillama.course import checks
@@ -35,8 +49,11 @@ RIGHT = {
     "kl_penalised_rewards": kl.kl_penalised_rewards, "gae": gae_module.gae, "value_model": gae_module.ValueModel,
     "policy_loss": ppo.policy_loss, "value_loss": ppo.value_loss,
     "bradley_terry_loss": preference_loss.bradley_terry_loss, "safety_label_loss": preference_loss.safety_label_loss,
-    "pool_last": reward_model.pool_last, "pool_mean": reward_model.pool_mean,
+    "length_only_accuracy": audit.length_only_accuracy, "brier_score": audit.brier_score, "brier_floor": audit.brier_floor,
+    "length_balanced": audit.length_balanced, "pool_last": reward_model.pool_last, "pool_mean": reward_model.pool_mean,
     "reward_model": reward_model.RewardModel, "pair_scores": preference_loss.pair_scores,
+    "centring_loss": preference_loss.centring_loss, "chosen_lm_loss": preference_loss.chosen_lm_loss,
+    "score_normalisation": reward_model.score_normalisation,
 }
 
 
@@ -556,6 +573,28 @@ def ceiling_by(share):
     return f
 
 
+def unbalanced(keep):
+    """`length_balanced` with another rule keep(longer_by)."""
+    def f(groups, length, rng):
+        left = [[x for x in group if keep(length(x.chosen) - length(x.rejected))] for group in groups]
+        return [group for group in left if group]
+    return f
+
+
+WRONG += [  # lesson 12
+    ("length_only_accuracy", lambda by, exact: audit.agreement(by, exact)),
+    ("length_only_accuracy", lambda by, exact: exact[by > 0].mean().item() if (by > 0).any() else 0.0),
+    ("length_only_accuracy", lambda by, exact: audit.length_only_accuracy(by + 0.1, exact)),
+    ("brier_score", lambda q, p: (q - p).square().mean().item()), ("brier_score", lambda q, p: (1 - q).square().mean().item()),
+    ("brier_score", lambda q, p: (q - (p > 0.5).float()).square().mean().item()),
+    ("brier_floor", lambda p: torch.minimum(p * p, (1 - p) ** 2).mean().item()),
+    ("brier_floor", lambda p: torch.minimum(p, 1 - p).mean().item()), ("brier_floor", lambda p: (p * (1 - p)).sum().item()),
+    ("length_balanced", unbalanced(lambda by: True)), ("length_balanced", unbalanced(lambda by: abs(by) < 2)),
+    ("length_balanced", unbalanced(lambda by: by == 0)),
+    ("length_balanced", lambda groups, length, rng: [audit.length_balanced([group], length, rng)[0] if
+                                                     audit.length_balanced([group], length, rng) else [] for group in groups]),
+]
+
 WRONG += [  # lesson 08
     ("pool_last", lambda x, mask: x[:, -1]), ("pool_last", lambda x, mask: x[torch.arange(len(x)), mask.sum(1) - 1]),
     ("pool_last", lambda x, mask: reward_model.pool_last(x, mask).detach() + 0 * x.sum()),
@@ -629,6 +668,84 @@ WRONG += [
     ("margin_minimiser", altered(exact.margin_minimiser, torch.neg)),
     ("margin_minimiser", lambda wins, losses, m: log_odds(wins, losses, m) + log_odds(wins, losses, m).sign() * m.mean()),
     ("margin_minimiser", lambda wins, losses, m: exact.margin_minimiser(wins + 1e-9, losses + 1e-9, m)),
+]
+
+
+# -------------------------------- mistakes of lesson 11: a model that still writes, scores with a zero
+
+def centring_by(square):
+    """`centring_loss` with another loss square(chosen, rejected) of a pair."""
+    def f(chosen, rejected, reduction="mean"):
+        preference_loss.centring_loss(chosen, rejected)  # its refusals
+        losses = square(chosen, rejected)
+        return losses if reduction == "none" else getattr(losses, reduction)()
+    return f
+
+
+def squared_mean(chosen, rejected, reduction="mean"):
+    losses = preference_loss.centring_loss(chosen, rejected, "none")
+    return (chosen + rejected).mean().square() if reduction == "mean" else preference_loss._reduce(losses, reduction)
+
+
+def speaking(texts_of, shift=1, mean=None, start=None):
+    """`chosen_lm_loss` with faults: other texts, another shift, another mean, another start of the loss."""
+    def f(reward_model, pairs):
+        preference_loss.chosen_lm_loss(reward_model, pairs)  # its refusals
+        examples = [data.Example(text, begin if start is None else start) for text, begin in texts_of(pairs)]
+        ids, mask, loss_mask = data.pad_examples(examples)
+        logits = reward_model.llama(ids, mask)
+        if shift == 0:
+            return F.cross_entropy(logits[loss_mask], ids[loss_mask])
+        if shift == 2:  # shifted by hand, and once more inside
+            return lm.lm_loss(logits[:, :-1], ids[:, 1:], loss_mask[:, 1:] & (torch.arange(1, ids.shape[1]) > 1))
+        return -(mean or whiten.masked_mean)(lm.token_logprobs(logits, ids), loss_mask)
+    return f
+
+
+def all_chosen(pairs):
+    return [(pair.chosen, pair.response_start) for pair in pairs]
+
+
+def distinct_chosen(pairs):
+    return [(list(text), start) for text, start in dict.fromkeys((tuple(p.chosen), p.response_start) for p in pairs)]
+
+
+def distinct_rejected(pairs):
+    return [(list(text), start) for text, start in dict.fromkeys((tuple(p.rejected), p.response_start) for p in pairs)]
+
+
+def without_gradient(model, pairs):
+    return preference_loss.chosen_lm_loss(model, pairs).detach().requires_grad_()
+
+
+def normalising(std=lambda x: x.std(), mean=lambda x: x.mean(), checked=True):
+    """`score_normalisation` with another std or mean, or without its refusals."""
+    def f(scores, centre_only=False):
+        if checked:
+            reward_model.score_normalisation(scores, centre_only)
+        scores = scores.double()
+        return mean(scores).item(), 1.0 if centre_only else std(scores).item()
+    return f
+
+
+WRONG += [
+    ("centring_loss", centring_by(lambda c, r: (c - r).square())), ("centring_loss", centring_by(lambda c, r: (c + r).abs())),
+    ("centring_loss", centring_by(lambda c, r: c.square() + r.square())),
+    ("centring_loss", centring_by(lambda c, r: ((c + r) / 2).square())),
+    ("centring_loss", centring_by(lambda c, r: (c.detach() + r).square())),
+    ("centring_loss", squared_mean), ("centring_loss", lambda c, r, reduction="mean": preference_loss._reduce((c + r) ** 2, reduction)),
+    ("chosen_lm_loss", speaking(distinct_chosen, shift=0)), ("chosen_lm_loss", speaking(distinct_chosen, shift=2)),
+    ("chosen_lm_loss", speaking(distinct_chosen, start=1)), ("chosen_lm_loss", speaking(distinct_rejected)),
+    ("chosen_lm_loss", speaking(all_chosen)), ("chosen_lm_loss", speaking(distinct_chosen, mean=row_means)),
+    ("chosen_lm_loss", speaking(lambda pairs: distinct_chosen(pairs) + distinct_rejected(pairs))),
+    ("chosen_lm_loss", without_gradient),
+    ("score_normalisation", normalising(std=lambda x: x.std(correction=0))), ("score_normalisation", normalising(std=torch.var)),
+    ("score_normalisation", normalising(mean=torch.median)), ("score_normalisation", normalising(mean=lambda x: x.mean().abs())),
+    ("score_normalisation", normalising(checked=False)),
+    ("score_normalisation", lambda scores, centre_only=False: reward_model.score_normalisation(scores)),
+    ("score_normalisation", lambda scores, centre_only=False: tuple(
+        torch.tensor(x) for x in reward_model.score_normalisation(scores, centre_only))),
+    ("score_normalisation", altered(reward_model.score_normalisation, lambda x: (x[0], 0.0 if x[1] == 1.0 else x[1]))),
 ]
 
 

@@ -962,6 +962,62 @@ def pair_scores(f):
     yield ("the gradient reaches the model", model.weight.grad, torch.tensor(54.0), "no detach, no item")
 
 
+@_check
+def centring_loss(f):
+    """Checks `centring_loss(chosen_scores, rejected_scores, reduction)`."""
+    chosen, rejected = torch.tensor([2.0, 1.0, -2.0]), torch.tensor([1.0, -1.0, 0.5])
+    hand = torch.tensor([9.0, 0.0, 2.25])                              # (2 + 1)^2, (1 - 1)^2, (-1.5)^2
+    yield ("one loss per pair", f(chosen, rejected, reduction="none"), hand, "the square of chosen + rejected")
+    yield ("the mean is the default, sum the other", torch.stack((f(chosen, rejected), f(chosen, rejected, reduction="sum"))),
+           torch.tensor([3.75, 11.25]), "square first, then the mean over the pairs")
+    yield ("it does not ask which side won", f(rejected, chosen, reduction="none"), hand, "a sum, no difference")
+    slopes = torch.stack((_gradient(lambda x: f(x, rejected, "sum"), chosen), _gradient(lambda x: f(chosen, x, "sum"), rejected)))
+    yield ("it pulls both scores of a pair alike, the harder the further", slopes,
+           torch.tensor([[6.0, 0.0, -3.0]] * 2), "2 (chosen + rejected), for both")
+    yield ("scores (B, 1) are refused", _error(lambda: f(chosen[:, None], rejected)), ValueError, "(B, B) by broadcasting")
+    yield ("integer scores are refused", _error(lambda: f(chosen.long(), rejected.long())), TypeError, "floating point only")
+    yield ("NaN is refused", _error(lambda: f(chosen * math.nan, rejected)), ValueError, "finite scores only")
+
+
+def _counting_model():
+    """A reward model whose lm_head knows one rule: after token a comes a + 1 with probability 1/2, each other with 1/20.
+
+    Embeddings are far apart, both branches of the block are shut: a token's state depends on nothing but itself.
+    """
+    model = RewardModel(_tiny_llama(), keep_lm_head=True)
+    table = torch.full((11, 11), 0.05) + 0.45 * torch.eye(11).roll(1, 1)           # [a, b] = P(b after a)
+    with torch.no_grad():
+        model.llama.embed_tokens.weight.copy_(10 * torch.eye(11, 32))              # the norm makes it sqrt(32)
+        model.llama.lm_head.weight[:, :11] = table.log().T / math.sqrt(32)
+        for projection in (model.llama.layers[0].self_attn.o_proj, model.llama.layers[0].mlp.down_proj):
+            projection.weight.zero_()
+    return model
+
+
+@_check
+def chosen_lm_loss(f):
+    """Checks `chosen_lm_loss(reward_model, pairs)`, on a language model in which a + 1 follows a with probability 1/2."""
+    half, twentieth = math.log(2), math.log(20)
+    short = PairExample([1, 5, 6, 7], [1, 5, 9, 2], 0.0, True, True, 2)            # 6 and 7 count: 1/2, 1/2
+    again = PairExample([1, 5, 6, 7], [1, 5, 9, 9], 0.0, True, True, 2)
+    long = PairExample([1, 5, 9, 8, 9, 4], [1, 5, 6, 7], 0.0, True, True, 2)       # 9, 8, 9, 4 count: 1/20, 1/20, 1/2, 1/20
+    late = PairExample([1, 5, 9, 8, 9, 4], [1, 5, 9, 8, 9, 10], 0.0, True, True, 4)  # 9 and 4 count: 1/2, 1/20
+    yield ("two tokens of an answer, each with probability 1/2", f(_counting_model(), [short]), torch.tensor(half),
+           "the logits at t predict the token at t + 1; count the chosen answer, not its prompt")
+    yield ("the answer starts where response_start says", f(_counting_model(), [late]), torch.tensor((half + twentieth) / 2),
+           "loss_start is the pair's response_start")
+    yield ("mean over tokens, without padding", f(_counting_model(), [short, long]), torch.tensor((3 * half + 3 * twentieth) / 6),
+           "six tokens count, each alike; no mean of the two answers' means")
+    yield ("an answer chosen twice is read once", f(_counting_model(), [short, again, long]),
+           torch.tensor((3 * half + 3 * twentieth) / 6), "collect the distinct chosen texts first")
+    model = _counting_model()
+    f(model, [long]).backward()
+    reached = [x.grad is not None and x.grad.abs().max().item() > 1e-6 for x in (model.llama.lm_head.weight, model.llama.embed_tokens.weight)]
+    yield ("its gradient reaches lm_head and body", reached, [True, True], "no detach, no item, no torch.no_grad")
+    yield ("without lm_head it is refused", _error(lambda: f(RewardModel(_tiny_llama()), [short])), ValueError,
+           "look whether reward_model.llama.lm_head is None")
+
+
 # ------------------------------------------------------------------------ reward_model.py
 
 def _two_rows():
@@ -999,6 +1055,24 @@ def pool_mean(f):
 
 
 @_check
+def score_normalisation(f):
+    """Checks `score_normalisation(scores, centre_only)`."""
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    yield ("mean and standard deviation of 1, 2, 3, 4", torch.tensor(f(scores)), torch.tensor([2.5, 1.290994]),
+           "the unbiased one, sqrt(5 / 3): divide by N - 1")
+    yield ("two plain numbers", [type(x) for x in f(scores)], [float, float], "item()")
+    yield ("a mean below 0 keeps its sign", torch.tensor(f(-scores)), torch.tensor([-2.5, 1.290994]), "the mean, no size")
+    yield ("centred only", f(scores, centre_only=True), (2.5, 1.0), "the std is 1.0, so that nothing is rescaled")
+    yield ("one score can be centred", f(torch.tensor([7.0]), centre_only=True), (7.0, 1.0), "this needs no std")
+    far = torch.tensor([1e6 + 1, 1e6 + 2, 1e6 + 3])
+    yield ("an offset of a million", torch.tensor(f(far, True)[0] - 1e6), torch.tensor(2.0), "sum in float64")
+    yield ("equal scores have no scale", _error(lambda: f(torch.ones(3))), ValueError, "refuse an std of 0")
+    yield ("one score has no std", _error(lambda: f(torch.ones(1))), ValueError, "two different ones are needed")
+    yield ("NaN is refused", _error(lambda: f(scores * math.nan, True)), ValueError, "finite scores only")
+    yield ("no score at all is refused", _error(lambda: f(scores[:0], True)), ValueError, "at least one")
+
+
+@_check
 def reward_model(f):
     """Checks `RewardModel(llama, pooling, keep_lm_head, generator)`, the class."""
     llama = _tiny_llama(dim=256)
@@ -1027,3 +1101,55 @@ def reward_model(f):
     yield ("no normalisation in train mode", model.train()(right, mask), by_hand, "look at self.training")
     yield ("normalisation in eval mode", model.eval()(right, mask), (by_hand - 2) / 4, "(score - mean) / std")
     yield ("an unknown pooling is refused", _error(lambda: f(llama, pooling="first")), ValueError, '"last" or "mean"')
+
+
+# ------------------------------------------------------------------------------- audit.py
+
+@_check
+def length_only_accuracy(f):
+    """Checks `length_only_accuracy(longer_by, exact)`."""
+    exact = torch.tensor([0.9, 0.8, 0.6])
+    yield ("the longer answer of each pair", torch.tensor(f(torch.tensor([3.0, 1.0, 2.0]), exact)), torch.tensor(0.766667),
+           "mean of P(chosen preferred) where the chosen answer is longer")
+    yield ("a shorter one counts the other way", torch.tensor(f(torch.tensor([3.0, 1.0, -2.0]), exact)), torch.tensor(0.7),
+           "1 - P where the chosen answer is shorter: (0.9 + 0.8 + 0.4) / 3")
+    yield ("'the shorter one wins' may be the better rule", torch.tensor(f(torch.tensor([-1.0, -2.0, -3.0]), exact)),
+           torch.tensor(0.766667), "the better of both rules: max(a, 1 - a)")
+    yield ("equal lengths are a coin flip", torch.tensor(f(torch.tensor([0.0, 0.0, 5.0]), exact)), torch.tensor(0.533333),
+           "one half each: (0.5 + 0.5 + 0.6) / 3")
+
+
+@_check
+def brier_score(f):
+    """Checks `brier_score(predicted, exact)`."""
+    exact = torch.tensor([0.9, 0.5])
+    yield ("the exact probabilities themselves", torch.tensor(f(exact, exact)), torch.tensor(0.17),
+           "the outcome stays random: p (1 - p), (0.09 + 0.25) / 2")
+    yield ("certainty about the likelier side", torch.tensor(f(torch.tensor([1.0, 1.0]), exact)), torch.tensor(0.3),
+           "p (1 - predicted)^2 + (1 - p) predicted^2: (0.1 + 0.5) / 2")
+    yield ("one half for both", torch.tensor(f(torch.tensor([0.5, 0.5]), exact)), torch.tensor(0.25), "1/4 whatever p")
+    yield ("labels as they are", torch.tensor(f(torch.tensor([0.8, 0.4]), torch.ones(2))), torch.tensor(0.2),
+           "(0.2^2 + 0.6^2) / 2")
+
+
+@_check
+def brier_floor(f):
+    """Checks `brier_floor(exact)`."""
+    yield ("probabilities .9 and .5", torch.tensor(f(torch.tensor([0.9, 0.5]))), torch.tensor(0.17),
+           "p (1 - p): the variance of the outcome, not the smaller of p^2 and (1 - p)^2")
+    yield ("no doubt, no floor", torch.tensor(f(torch.tensor([1.0, 0.0]))), torch.tensor(0.0), "p (1 - p) at 0 and 1")
+    yield ("the largest floor", torch.tensor(f(torch.tensor([0.5]))), torch.tensor(0.25), "p (1 - p) at one half")
+
+
+@_check
+def length_balanced(f):
+    """Checks `length_balanced(groups, length, rng)`."""
+    short, long, longer = "1 a", "1 a b", "1 a b c"
+    groups = [_compared((long, short), (long, short), (short, long)), _compared((longer, short), (long, long)),
+              _compared((longer, short), (short, longer), (long, short))]
+    kept = f(groups, lambda text: len(text.split()), random.Random(0))
+    by = [len(x.chosen.split()) - len(x.rejected.split()) for group in kept for x in group]
+    yield ("differences of length that are left", sorted(by), [-2, -1, 0, 1, 2],
+           "for each size of the difference keep as many with a longer as with a shorter winner; keep all of equal length")
+    yield ("never more than were there", len(kept) <= 3 and all(len(group) <= 3 for group in kept), True, "filter each group")
+    yield ("a group that is left empty is dropped", f([_compared((long, short))], len, random.Random(0)), [], "no empty lists")
