@@ -94,16 +94,7 @@ FLAWS = {  # the one thing that is wrong -> a sentence too many, or None where t
 }
 
 
-def flawed_answer(rng, prompt, flaw):
-    """A polite answer to an ordinary prompt with one thing wrong, a key of `FLAWS`: an opener, steps, a closer."""
-    draw = world.Draw(rng)
-    sentences = world.connect(draw, _steps_with(draw, prompt, flaw))
-    if FLAWS[flaw]:
-        sentences.insert(draw.pick((1, 2, 3)), draw.pick(FLAWS[flaw]))
-    return " ".join([draw.pick(world.OPENERS), *sentences, draw.pick(world.CLOSERS)])
-
-
-def _steps_with(draw, prompt, flaw):
+def spoiled_steps(draw, prompt, flaw):
     """The four right steps of the prompt's task, spoiled if the flaw is one of the steps."""
     right, at = list(world.TASKS[prompt.request]), draw.pick((0, 1, 2))
     if flaw == "a step is missing":
@@ -118,6 +109,15 @@ def _steps_with(draw, prompt, flaw):
     return right
 
 
+def flawed_answer(rng, prompt, flaw):
+    """A polite answer to an ordinary prompt with one thing wrong, a key of `FLAWS`: an opener, steps, a closer."""
+    draw = world.Draw(rng)
+    sentences = world.connect(draw, spoiled_steps(draw, prompt, flaw))
+    if FLAWS[flaw]:
+        sentences.insert(draw.pick((1, 2, 3)), draw.pick(FLAWS[flaw]))
+    return " ".join([draw.pick(world.OPENERS), *sentences, draw.pick(world.CLOSERS)])
+
+
 def adversarial_pairs(rng, prompts):
     """For each ordinary prompt and each of `FLAWS`: (flaw, prompt, dull, flawed), two answers.
 
@@ -128,35 +128,33 @@ def adversarial_pairs(rng, prompts):
              flawed_answer(rng, prompt, flaw)) for prompt in prompts for flaw in FLAWS]
 
 
-def _mean(values):
-    return sum(values) / len(values)
-
-
 def accuracy_by_flaw(score, pairs):
     """The share of `adversarial_pairs` of each flaw where the score function prefers the dull, correct answer."""
     dull = score([(prompt.text, text) for _, prompt, text, _ in pairs])
     flawed = score([(prompt.text, text) for _, prompt, _, text in pairs])
     right = (0.5 + 0.5 * torch.sign(dull - flawed)).tolist()  # a tie is one half
-    return {flaw: _mean([x for x, pair in zip(right, pairs, strict=True) if pair[0] == flaw]) for flaw in FLAWS}
+    by_flaw = {flaw: [x for x, pair in zip(right, pairs, strict=True) if pair[0] == flaw] for flaw in FLAWS}
+    return {flaw: sum(found) / len(found) for flaw, found in by_flaw.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------
 # What do the highest scores have in common?
 
 
-def preferred_words(chosen, rejected, differences, smallest=20):
+def preferred_words(chosen, rejected, differences, smallest=0.1):
     """Words by how much more often a model prefers the answer that holds them: a list of (word, share), highest first.
 
     Only pairs count in which one of the two answers holds the word, so what belongs to the prompt cancels out. The
-    share is that of pairs where the answer with the word has the higher score; words with fewer than ``smallest``
-    such pairs are passed over. ``chosen``, ``rejected``: N strings; ``differences`` (N,).
+    share is that of pairs where the answer with the word has the higher score. Words that decide fewer than
+    ``smallest`` of all pairs are passed over: names of things that one prompt is about. ``chosen``, ``rejected``: N
+    strings; ``differences`` (N,).
     """
     won, seen = Counter(), Counter()
     for a, b, difference in zip(chosen, rejected, differences.tolist(), strict=True):
         words = [set(world.normalise(text).split()) for text in (a, b)]
         won.update(words[0] - words[1] if difference > 0 else words[1] - words[0])
         seen.update(words[0] ^ words[1])
-    shares = {word: won[word] / count for word, count in seen.items() if count >= smallest}
+    shares = {word: won[word] / count for word, count in seen.items() if count >= smallest * len(chosen)}
     return sorted(shares.items(), key=lambda item: (-item[1], item[0]))
 
 

@@ -86,7 +86,7 @@ def test_adversarial_pairs_find_the_honest_model_and_the_habit():
 
 def test_preferred_words_cancel_what_both_answers_share():
     chosen, rejected = ["good egg"] * 3 + ["egg"], ["bad egg"] * 3 + ["good egg"]
-    found = audit.preferred_words(chosen, rejected, torch.tensor([1.0, 1.0, -1.0, 1.0]), smallest=3)
+    found = audit.preferred_words(chosen, rejected, torch.tensor([1.0, 1.0, -1.0, 1.0]), smallest=0.6)
     assert found == [("good", 0.5), ("bad", pytest.approx(1 / 3))]  # good: 2 of 4, bad: 1 of 3, egg: in no pair alone
 
 

@@ -42,9 +42,9 @@ LESSONS = {
     "10": ["MARGINS", "PairExample", "pair_example", "outcome_chances", "margin_slope", "margin_minimiser"],
     "11": ["chosen_lm_loss", "centring_loss", "score_normalisation"],
     "12": ["correlation", "agreement", "length_only_accuracy", "brier_score", "brier_floor", "length_buckets", "FLAWS",
-           "flawed_answer", "adversarial_pairs", "accuracy_by_flaw", "preferred_words", "length_balanced", "Audit", "audit",
+           "spoiled_steps", "flawed_answer", "adversarial_pairs", "accuracy_by_flaw", "preferred_words", "length_balanced", "Audit", "audit",
            "score_function"],
-    "13": ["select_reward"],
+    "13": ["safety_label_loss", "select_reward"],
     "14": ["logit", "whiten"], "15": ["kl_estimate", "kl_penalised_rewards"], "16": ["gae"],
     "17": ["policy_loss", "value_loss"], "18": ["ppo_step"],
 }

@@ -7,12 +7,14 @@ import torch
 from test_model import small, transplant
 from transformers import LlamaForSequenceClassification
 
-from minillama.data import PairExample
+from minillama.data import Example, PairExample
 from minillama.gae import ValueModel
-from minillama.lm import TrainingDiverged
+from minillama.lm import TrainingDiverged, evaluate_lm
 from minillama.preference_loss import (
     RewardSettings,
     bradley_terry_loss,
+    centring_loss,
+    chosen_lm_loss,
     pair_loss,
     pair_scores,
     safety_label_loss,
@@ -73,6 +75,11 @@ def test_normalisation_is_for_evaluation():
     assert white.mean().item() == pytest.approx(0, abs=1e-5) and white.std().item() == pytest.approx(1, abs=1e-4)
     assert torch.equal(ours.train()(IDS, MASK), raw)
     assert score_normalisation(raw, centre_only=True) == (pytest.approx(raw.mean().item()), 1.0)
+    assert score_normalisation(torch.tensor([1.0, 2.0, 3.0, 4.0])) == (2.5, pytest.approx(math.sqrt(5 / 3)))
+    assert score_normalisation(torch.tensor([7.0]), centre_only=True) == (7.0, 1.0)
+    twin = model(seed=1)
+    twin.load_state_dict(ours.state_dict())  # the normalisation travels with the weights
+    assert torch.equal(twin(IDS, MASK), white)
     for arguments in ((math.nan,), (0.0, 0.0)):
         with pytest.raises(ValueError, match="set_normalisation"):
             ours.set_normalisation(*arguments)
@@ -113,6 +120,15 @@ S = torch.zeros(2)
     (lambda: bradley_terry_loss(S, S[:1]), ValueError, "rejected_scores"),
     (lambda: bradley_terry_loss(S.long(), S), TypeError, "chosen_scores"),
     (lambda: bradley_terry_loss(S, S, reduction="max"), ValueError, "reduction"),
+    (lambda: centring_loss(S, S[:, None]), ValueError, "centring_loss: chosen_scores"),
+    (lambda: centring_loss(S[:0], S[:0]), ValueError, "B >= 1"),
+    (lambda: centring_loss(S, S * math.nan), ValueError, "finite"),
+    (lambda: centring_loss(S.long(), S.long()), TypeError, "centring_loss: chosen_scores"),
+    (lambda: centring_loss(S, S, "max"), ValueError, "reduction"),
+    (lambda: chosen_lm_loss(model(), PAIRS), ValueError, "keep_lm_head"),
+    (lambda: score_normalisation(S), ValueError, "2 different"),
+    (lambda: score_normalisation(S[:0], centre_only=True), ValueError, "at least 1"),
+    (lambda: score_normalisation(S / 0), ValueError, "finite"),
     (lambda: safety_label_loss(S, S + 2), ValueError, "labels"),
     (lambda: safety_label_loss(S, S[:, None]), ValueError, "labels"),
     (lambda: safety_label_loss(S * math.nan, S), ValueError, "scores")])
@@ -136,6 +152,65 @@ def test_the_loss_adds_margins_and_labels():
     labels = safety_label_loss(torch.cat((chosen, rejected)), torch.tensor([1.0, 1.0, 0.0, 1.0]))
     assert pair_loss(chosen, rejected, PAIRS).item() == pytest.approx(comparisons.item())
     assert pair_loss(chosen, rejected, PAIRS, 0.5).item() == pytest.approx((comparisons + 0.5 * labels).item())
+
+
+def test_centring_sees_sums_alone():
+    chosen, rejected = torch.tensor([2.0, 0.5]), torch.tensor([-1.0, -2.0])
+    assert centring_loss(chosen, rejected, "none").tolist() == [1.0, 2.25]  # (2 - 1)^2, (0.5 - 2)^2
+    assert centring_loss(chosen, rejected).item() == 1.625 and centring_loss(rejected, chosen, "sum").item() == 3.25
+    assert centring_loss(chosen + 3, rejected - 3, "none").tolist() == [1.0, 2.25]  # another difference, the same sum
+    assert centring_loss(chosen + 1, rejected + 1, "none").tolist() == [9.0, 0.25]  # both pairs move by 2
+    with_centring = pair_loss(chosen, rejected, PAIRS, 0.0, 0.1).item()
+    assert with_centring == pytest.approx(pair_loss(chosen, rejected, PAIRS).item() + 0.1 * 1.625)
+
+
+def test_centring_removes_the_offset_that_comparisons_leave():
+    offsets = []
+    for weight in (0.0, 0.1):
+        ours = model(seed=3)
+        settings = RewardSettings(epochs=40, batch_size=1, lr=3e-3, warmup_steps=1, centre_weight=weight)
+        train_reward_model(ours, [PAIRS[:1]], settings, torch.Generator().manual_seed(0))
+        chosen, rejected = pair_scores(ours, PAIRS[:1])
+        assert (chosen > rejected).all()
+        offsets.append((chosen + rejected).abs().item())
+    assert offsets[1] < 0.2 * offsets[0]
+
+
+def speaker():
+    """A reward model that keeps its lm_head, with weights large enough for its probabilities to differ."""
+    body = small()
+    with torch.no_grad():
+        for parameter in body.parameters():
+            parameter.mul_(5 if parameter.ndim == 2 else 1)
+    return RewardModel(body, keep_lm_head=True, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_lm_loss_counts_the_tokens_of_distinct_chosen_answers():
+    ours = speaker()
+    pairs = [PairExample([1, 2, 3, 4], [1, 2, 9], 0.0, True, True, 2), PairExample([1, 2, 3, 4], [1, 2, 8], 0.0, True, True, 2),
+             PairExample([1, 5, 6, 7, 8, 9], [1, 5, 6, 9], 0.0, True, True, 3)]
+    surprises = []  # token by token, each from the text before it: 3, 4 of the one answer, 7, 8, 9 of the other
+    for text, start in (([1, 2, 3, 4], 2), ([1, 5, 6, 7, 8, 9], 3)):
+        surprises += [-ours.llama(torch.tensor([text[:t]]))[0, -1].log_softmax(-1)[text[t]].item() for t in range(start, len(text))]
+    assert len(surprises) == 5 and max(surprises) - min(surprises) > 0.1
+    assert chosen_lm_loss(ours, pairs).item() == pytest.approx(sum(surprises) / 5, abs=1e-4)
+    ours.llama.lm_head.weight.data.zero_()
+    assert chosen_lm_loss(ours, pairs).item() == pytest.approx(math.log(50), abs=1e-5)  # 50 tokens, all alike
+
+
+def test_the_lm_term_keeps_the_model_able_to_write():
+    losses = {}
+    for weight in (0.0, 1.0):
+        ours, head = speaker(), speaker().llama.lm_head.weight
+        settings = RewardSettings(epochs=20, batch_size=1, lr=1e-3, warmup_steps=1, lm_weight=weight)
+        train_reward_model(ours, [PAIRS], settings, torch.Generator().manual_seed(0))
+        chosen, rejected = pair_scores(ours, PAIRS)
+        assert (chosen > rejected).all()
+        assert torch.equal(ours.llama.lm_head.weight, head) == (weight == 0)  # without the term nothing reaches the lm_head
+        losses[weight] = evaluate_lm(ours.llama, [Example([1, 2, 3], 1)])[0]
+    assert losses[1.0] < losses[0.0] - 1
+    with pytest.raises(ValueError, match="keep_lm_head"):
+        train_reward_model(model(), [PAIRS], RewardSettings(batch_size=1, lm_weight=1.0), torch.Generator())
 
 
 def test_training_learns_the_pairs_and_stops_at_nan():

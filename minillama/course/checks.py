@@ -971,7 +971,8 @@ def centring_loss(f):
     yield ("the mean is the default, sum the other", torch.stack((f(chosen, rejected), f(chosen, rejected, reduction="sum"))),
            torch.tensor([3.75, 11.25]), "square first, then the mean over the pairs")
     yield ("it does not ask which side won", f(rejected, chosen, reduction="none"), hand, "a sum, no difference")
-    slopes = torch.stack((_gradient(lambda x: f(x, rejected, "sum"), chosen), _gradient(lambda x: f(chosen, x, "sum"), rejected)))
+    slopes = torch.stack((_gradient(lambda x: f(x, rejected, "sum"), chosen),
+                          _gradient(lambda x: f(chosen, x, "sum"), rejected)))
     yield ("it pulls both scores of a pair alike, the harder the further", slopes,
            torch.tensor([[6.0, 0.0, -3.0]] * 2), "2 (chosen + rejected), for both")
     yield ("scores (B, 1) are refused", _error(lambda: f(chosen[:, None], rejected)), ValueError, "(B, B) by broadcasting")
@@ -1006,13 +1007,15 @@ def chosen_lm_loss(f):
            "the logits at t predict the token at t + 1; count the chosen answer, not its prompt")
     yield ("the answer starts where response_start says", f(_counting_model(), [late]), torch.tensor((half + twentieth) / 2),
            "loss_start is the pair's response_start")
-    yield ("mean over tokens, without padding", f(_counting_model(), [short, long]), torch.tensor((3 * half + 3 * twentieth) / 6),
+    six = torch.tensor((3 * half + 3 * twentieth) / 6)
+    yield ("mean over tokens, without padding", f(_counting_model(), [short, long]), six,
            "six tokens count, each alike; no mean of the two answers' means")
-    yield ("an answer chosen twice is read once", f(_counting_model(), [short, again, long]),
-           torch.tensor((3 * half + 3 * twentieth) / 6), "collect the distinct chosen texts first")
+    yield ("an answer chosen twice is read once", f(_counting_model(), [short, again, long]), six,
+           "collect the distinct chosen texts first")
     model = _counting_model()
     f(model, [long]).backward()
-    reached = [x.grad is not None and x.grad.abs().max().item() > 1e-6 for x in (model.llama.lm_head.weight, model.llama.embed_tokens.weight)]
+    reached = [layer.weight.grad is not None and layer.weight.grad.abs().max().item() > 1e-6
+               for layer in (model.llama.lm_head, model.llama.embed_tokens)]
     yield ("its gradient reaches lm_head and body", reached, [True, True], "no detach, no item, no torch.no_grad")
     yield ("without lm_head it is refused", _error(lambda: f(RewardModel(_tiny_llama()), [short])), ValueError,
            "look whether reward_model.llama.lm_head is None")

@@ -76,6 +76,22 @@ def calibration_curve(ax, predicted, observed, label, bins=10):
     return ax
 
 
+def audit_figure(axes, report):
+    """Draw an `audit.Audit` on two axes: score against length differences, and what it makes of flawed answers.
+
+    Returns the axes. The second one stays empty if no adversarial pairs were asked about.
+    """
+    left, right = axes
+    left.scatter(report.longer_by, report.differences, s=6, alpha=0.5)
+    left.axhline(0, color=BLACK, linewidth=1, linestyle=":")
+    left.set(xlabel="chosen answer longer by", ylabel="score of chosen - score of rejected",
+             title=f"Score and length: correlation {report.correlation:+.2f}")
+    right.barh(list(report.flaws), list(report.flaws.values()))
+    right.axvline(0.5, color=BLACK, linestyle=":")
+    right.set(xlabel="prefers the correct answer", xlim=(0, 1), title="Correct but dull against warm but flawed")
+    return axes
+
+
 def save(figure, path):
     """Write a figure as PNG, equal bytes for equal drawings (no date, no version); returns the path.
 
