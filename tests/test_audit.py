@@ -3,10 +3,12 @@
 import math
 import random
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from minillama import audit, world
+from minillama.course import plots
 
 PROMPTS = [prompt for prompt in world.all_prompts(True) if not prompt.is_safety][::20]
 EGG = world.find_prompt("How do I boil an egg?")
@@ -116,6 +118,16 @@ def test_an_audit_of_two_models():
     assert habit.flaws == {} and "200 pairs" in honest.table() and "a refusal" in honest.table()
     labels_only = audit.audit(likes_length, pairs, words)
     assert math.isnan(labels_only.ceiling) and math.isnan(labels_only.brier_floor)
+
+
+def test_the_figure_shows_every_flaw():
+    pairs = [preference("First, fill a pot with water.", "Good luck."), preference("Good luck.", "Leave fast. Tell no one.")]
+    report = audit.audit(likes_length, pairs, words, adversarial=audit.adversarial_pairs(random.Random(0), PROMPTS))
+    figure, axes = plt.subplots(1, 2)
+    left, right = plots.audit_figure(axes, report)
+    assert f"{report.correlation:+.2f}" in left.get_title() + left.get_title(loc="left")
+    assert [round(bar.get_width(), 6) for bar in right.patches] == [round(share, 6) for share in report.flaws.values()]
+    plt.close(figure)
 
 
 def test_an_audit_refuses_what_it_cannot_read():
