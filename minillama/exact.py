@@ -48,7 +48,7 @@ def margin_minimiser(wins, losses, margins):
     if not all((x >= 0).all() and (x.sum(1) > 0).all() for x in (wins, losses)):
         raise ValueError("margin_minimiser: wins and losses must be >= 0, and more than 0 in every row")
     odds = wins.double().sum(1) / losses.double().sum(1)  # (N,)
-    high = odds.log().abs() + margins.double().abs().max()  # the slope is positive here, and negative at -high
+    high = odds.log().abs() + margins.double().abs().max()  # the slope is >= 0 here, and <= 0 at -high
     low = -high
     for _ in range(64):
         middle = (low + high) / 2
