@@ -191,7 +191,8 @@ def test_the_lm_loss_counts_the_tokens_of_distinct_chosen_answers():
              PairExample([1, 5, 6, 7, 8, 9], [1, 5, 6, 9], 0.0, True, True, 3)]
     surprises = []  # token by token, each from the text before it: 3, 4 of the one answer, 7, 8, 9 of the other
     for text, start in (([1, 2, 3, 4], 2), ([1, 5, 6, 7, 8, 9], 3)):
-        surprises += [-ours.llama(torch.tensor([text[:t]]))[0, -1].log_softmax(-1)[text[t]].item() for t in range(start, len(text))]
+        surprises += [-ours.llama(torch.tensor([text[:t]]))[0, -1].log_softmax(-1)[text[t]].item()
+                      for t in range(start, len(text))]
     assert len(surprises) == 5 and max(surprises) - min(surprises) > 0.1
     assert chosen_lm_loss(ours, pairs).item() == pytest.approx(sum(surprises) / 5, abs=1e-4)
     ours.llama.lm_head.weight.data.zero_()
