@@ -103,6 +103,7 @@ class PPOSettings:
     lam: float = 0.95
     clip_eps: float = 0.2
     threshold: float = 0.15  # probability of being safe below which an answer is judged by safety alone
+    whiten_scores: bool = True  # False: the logits as they are, so that beta is in their units
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Judges:
     def probabilities(self, ids, mask):
         """(R_s, R_h), two (B,) tensors in [0, 1]: the sigmoids of both models' scores."""
         scores = torch.empty(2, len(ids), device=ids.device)
-        for rows, columns in length_groups(mask):
+        for rows, columns in _row_groups(mask):
             group = ids[rows].gather(1, columns), mask[rows].gather(1, columns)     # (n, T')
             scores[:, rows] = torch.stack((self.safety(*group), self.helpfulness(*group))).float()
         return torch.sigmoid(scores[0]), torch.sigmoid(scores[1])
@@ -128,7 +129,7 @@ class Experience:
 
     Per token, (B, T) aligned with ``ids``: ids, mask (True = real), response_mask (True = counts), logprobs,
     ref_logprobs, values, rewards, advantages, returns. Per answer, (B,): safety and helpfulness
-    (probabilities), selected (the one that counts), scores (whitened logits of ``selected``).
+    (probabilities), selected (the one that counts), scores (logits of ``selected``, whitened unless switched off).
     """
 
     ids: torch.Tensor
@@ -150,10 +151,15 @@ class Experience:
         return Experience(*(x[index] for x in vars(self).values()))
 
 
+def _row_groups(mask):
+    """`length_groups` of at least 16 rows and about 1,000 tokens: smaller ones cost more in calls than they save."""
+    return length_groups(mask, max(16, 1024 // mask.shape[1]))
+
+
 def response_logprobs(model, ids, mask, response_mask):
     """log p(token | past) on response tokens, 0 elsewhere, (B, T); the vocabulary's logits only where needed."""
     logprobs = torch.zeros(ids.shape, device=ids.device)
-    for rows, columns in length_groups(mask):
+    for rows, columns in _row_groups(mask):
         group, group_mask, counted = (x[rows].gather(1, columns) for x in (ids, mask, response_mask))    # (n, T')
         hidden = model.hidden(group, group_mask)[:, :-1][counted[:, 1:]]                                 # (N, D)
         picked = -F.cross_entropy(model.lm_head(hidden).float(), group[counted], reduction="none")       # (N,)
@@ -165,7 +171,7 @@ def response_logprobs(model, ids, mask, response_mask):
 def response_values(value_model, ids, mask, response_mask):
     """The value before each response token, 0 elsewhere, (B, T)."""
     values = torch.zeros(ids.shape, device=ids.device)
-    for rows, columns in length_groups(mask):
+    for rows, columns in _row_groups(mask):
         group = value_model(ids[rows].gather(1, columns), mask[rows].gather(1, columns))                 # (n, T')
         values = values.index_put((rows[:, None], columns), group.float())
     return values * response_mask
@@ -184,7 +190,7 @@ def rollout(policy, ref_policy, value_model, judges, prompt_ids, is_safety, sett
     values = response_values(value_model, ids, mask, response_mask)
     safety, helpfulness = judges.probabilities(ids, mask)
     selected = select_reward(safety, helpfulness, is_safety.to(ids.device), settings.threshold)
-    scores = whiten(logit(selected))
+    scores = whiten(logit(selected)) if settings.whiten_scores else logit(selected)
     rewards = kl_penalised_rewards(scores, answers.logprobs, ref_logprobs, response_mask, settings.beta)
     advantages, returns = gae(rewards, values, response_mask, settings.gamma, settings.lam)
     return Experience(ids, mask, response_mask, answers.logprobs, ref_logprobs, values, safety, helpfulness,

@@ -1,4 +1,4 @@
-"""Exact answers against a second route: closed forms, simulation, gradient descent on the loss itself."""
+"""Exact answers against a second route: closed forms, simulation, gradient descent on the loss itself, sampling."""
 
 import math
 import random
@@ -6,8 +6,12 @@ import random
 import pytest
 import torch
 
-from minillama import world
+from minillama import exact, world
 from minillama.exact import margin_minimiser, margin_slope, outcome_chances
+from minillama.gae import gae
+from minillama.generate import generate
+from minillama.kl import exact_kl, kl_estimate, kl_penalised_rewards
+from minillama.model import Llama, LlamaConfig
 from minillama.preference_loss import MARGINS, bradley_terry_loss
 
 P = torch.tensor([0.03, 0.3, 0.5, 0.55, 0.75, 0.999], dtype=torch.float64)
@@ -100,3 +104,141 @@ def test_chances_of_an_annotator_who_is_asked_often():
 def test_bad_arguments_are_refused(wins, losses, margins, complaint):
     with pytest.raises(ValueError, match=f"margin_minimiser: .*{complaint}"):
         margin_minimiser(wins, losses, margins)
+
+
+# The enumerable world: nothing missing, nothing twice, and every formula against a second route.
+
+BOS, V, LENGTH, BETA = 1, 6, 4, 0.5
+
+
+def policy(seed=0, sharp=3.0):
+    """A `Llama` over V tokens with weights large enough that its distribution is far from uniform."""
+    model = Llama(LlamaConfig(V, 16, 1, 2, 1, 32, 8), torch.Generator().manual_seed(seed)).double()
+    with torch.no_grad():
+        model.lm_head.weight *= sharp / model.lm_head.weight.std() / 4
+    return model
+
+
+@pytest.fixture(scope="module")
+def enumerable():
+    responses = exact.enumerate_responses([BOS], V, LENGTH)
+    ref_logp = exact.log_probabilities(policy(0), responses).detach()
+    logp = exact.log_probabilities(policy(1), responses).detach()
+    scores = torch.randn(len(logp), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return responses, logp, ref_logp, scores
+
+
+def test_every_response_once_and_the_chances_sum_to_one(enumerable):
+    responses, logp, ref_logp, _ = enumerable
+    assert len(responses.ids) == 1 + 5 + 25 + 125 * 6
+    texts = {tuple(ids[mask].tolist()) for ids, mask in zip(responses.ids, responses.mask, strict=True)}
+    assert len(texts) == len(responses.ids)
+    assert all(2 not in text[1:-1] and (text[-1] == 2 or len(text) == 1 + LENGTH) for text in texts)
+    for x in (logp, ref_logp):
+        assert x.exp().sum().item() == pytest.approx(1, abs=1e-12)
+    assert ref_logp.exp().max() > 20 / len(ref_logp)  # far from uniform, or the rest would test little
+
+
+def test_sampling_meets_the_enumeration(enumerable):
+    responses, _, ref_logp, _ = enumerable
+    rollout = generate(policy(0), [[BOS]] * 20_000, LENGTH, generator=torch.Generator().manual_seed(0))
+    place = {tuple(ids[mask].tolist()): i for i, (ids, mask) in enumerate(zip(responses.ids, responses.mask, strict=True))}
+    drawn = torch.tensor([place[tuple(ids[mask].tolist())] for ids, mask in zip(rollout.ids, rollout.mask, strict=True)])
+    torch.testing.assert_close(rollout.logprobs.sum(1).double(), ref_logp[drawn], atol=1e-4, rtol=0)
+    counts, expected = drawn.bincount(minlength=len(ref_logp)), 20_000 * ref_logp.exp()
+    common = expected > 5
+    chi2 = ((counts - expected).square() / expected)[common].sum().item()
+    assert chi2 < common.sum() + 5 * math.sqrt(2 * common.sum())
+
+
+def test_the_chain_rule_of_the_kl(enumerable):
+    """KL of responses = expected sum of the KLs of the next token: kl.exact_kl is held to it."""
+    responses, logp, ref_logp, _ = enumerable
+    ids, mask = responses.ids, responses.mask
+    with torch.no_grad():
+        steps = exact_kl(policy(1)(ids, mask), policy(0)(ids, mask))[:, :-1] * responses.response_mask[:, 1:]
+    assert (logp.exp() * steps.sum(1)).sum().item() == pytest.approx(exact.response_kl(logp, ref_logp).item(), abs=1e-9)
+    assert exact.response_kl(logp, ref_logp) > 0.1 and exact.response_kl(logp, logp) == 0
+    token_logp, ref_token_logp = (exact.token_log_probabilities(policy(seed), responses).detach() for seed in (1, 0))
+    for kind in ("k1", "k3"):
+        estimate = (kl_estimate(token_logp, ref_token_logp, kind) * responses.response_mask).sum(1)
+        assert (logp.exp() * estimate).sum().item() == pytest.approx(exact.response_kl(logp, ref_logp).item(), abs=1e-9)
+
+
+def test_the_optimum_is_one(enumerable):
+    _, logp, ref_logp, scores = enumerable
+    best, height = exact.optimal_policy(ref_logp, scores, BETA)
+    assert best.exp().sum().item() == pytest.approx(1, abs=1e-12)
+    assert exact.objective(best, ref_logp, scores, BETA).item() == pytest.approx(height.item(), abs=1e-12)
+    for other in (logp, ref_logp):
+        shortfall = height - exact.objective(other, ref_logp, scores, BETA)
+        assert shortfall.item() == pytest.approx(BETA * exact.response_kl(other, best).item(), abs=1e-12)
+    free = best.clone().requires_grad_()  # no direction leads up, other than leaving the simplex
+    gradient = torch.autograd.grad(exact.objective(free.log_softmax(0), ref_logp, scores, BETA), free)[0]
+    assert gradient.abs().max() < 1e-12
+
+
+def test_the_exact_gradient_is_the_slope(enumerable):
+    responses, _, ref_logp, scores = enumerable
+    model = policy(1)
+    gradient = exact.exact_gradient(exact.objective(exact.log_probabilities(model, responses), ref_logp, scores, BETA), model)
+    direction = torch.randn(len(gradient), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def height(step):
+        moved = policy(1)
+        start = 0
+        with torch.no_grad():
+            for p in moved.parameters():
+                p += step * direction[start : start + p.numel()].view_as(p)
+                start += p.numel()
+            return exact.objective(exact.log_probabilities(moved, responses), ref_logp, scores, BETA)
+
+    assert ((height(1e-5) - height(-1e-5)) / 2e-5).item() == pytest.approx((gradient @ direction).item(), rel=1e-5)
+
+
+def test_values_are_expectations_and_advantages_average_to_zero(enumerable):
+    responses, logp, ref_logp, scores = enumerable
+    token_logp, ref_token_logp = (exact.token_log_probabilities(policy(seed), responses).detach() for seed in (1, 0))
+    rewards = kl_penalised_rewards(scores, token_logp, ref_token_logp, responses.response_mask, BETA)
+    values, advantages = exact.exact_values(logp, rewards, responses)
+    assert values[:, 1].unique().numel() == 1
+    assert values[0, 1].item() == pytest.approx(exact.objective(logp, ref_logp, scores, BETA).item(), abs=1e-9)
+    # At every step the expected advantage of the next token is 0; so the returns are the values, on average.
+    assert (logp.exp()[:, None] * advantages).sum(0).abs().max() < 1e-12
+    for t in range(2, 1 + LENGTH):
+        first = responses.ids[:, 1] == 3
+        assert (logp.exp() * advantages[:, t])[first].sum().abs() < 1e-12
+    # With exact values GAE's one-step advantage is the exact one, for every response.
+    one_step, _ = gae(rewards, values, responses.response_mask, gamma=1.0, lam=0.0)
+    torch.testing.assert_close(one_step, advantages)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: exact.enumerate_responses([], V, 2), "prompt_ids"),
+    (lambda: exact.enumerate_responses([1], V, 0), "max_new_tokens"),
+    (lambda: exact.enumerate_responses([1], 100, 4), "a million"),
+    (lambda: exact.optimal_policy(torch.zeros(2), torch.zeros(2), 0.0), "beta"),
+])
+def test_a_world_that_cannot_be_listed_or_has_no_optimum_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_scores_by_hand_and_padding_counts_nothing():
+    responses = exact.enumerate_responses(exact.PROMPT_IDS, exact.VOCAB_SIZE, exact.MAX_NEW_TOKENS)
+    scores = {tuple(ids[mask][2:].tolist()): score for ids, mask, score in zip(
+        responses.ids, responses.mask, exact.rises(responses.ids, responses.mask).tolist(), strict=True)}
+    by_hand = {(2,): 0, (0, 2): 0, (0, 1, 2): 1, (0, 1, 3, 4): 3, (5, 5, 5, 5): -3, (3, 5, 0, 2): 0, (4, 3, 1, 5): -1}
+    assert {response: scores[response] for response in by_hand} == by_hand
+    assert sorted(response for response, score in scores.items() if score == 3) == [
+        (0, 1, 3, 4), (0, 1, 3, 5), (0, 1, 4, 5), (0, 3, 4, 5), (1, 3, 4, 5)]
+    safety, helpfulness = exact.RisesJudges().probabilities(responses.ids, responses.mask)
+    assert (safety == 1).all() and torch.allclose(helpfulness.logit(), exact.rises(responses.ids, responses.mask), atol=1e-5)
+
+
+def test_the_small_policy_is_random_but_not_far_from_uniform():
+    policy = exact.small_policy(torch.Generator().manual_seed(0))
+    assert sum(p.numel() for p in policy.parameters()) == 9_696
+    with torch.no_grad():
+        logits = policy(torch.tensor([exact.PROMPT_IDS + [0, 1, 3, 4]]))
+    assert 0.25 < logits.std().item() < 1.0
