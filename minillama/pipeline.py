@@ -54,12 +54,12 @@ class Settings:
     max_seq_len: int = 160
     corpus: int = 24_000  # dialogues that the base model reads
     demonstrations: int = 8_000  # dialogues of supervised fine-tuning
-    helpfulness_prompts: int = 7_500  # prompts whose answers are compared, for each reward model
+    helpfulness_prompts: int = 9_000  # prompts whose answers are compared, for each reward model
     safety_prompts: int = 800
     answers_per_prompt: int = 8  # so 28 comparisons a prompt
     base: LMSettings = LMSettings()
     sft: LMSettings = LMSettings(steps=80, lr=4e-4, warmup_steps=10)
-    helpfulness: RewardSettings = RewardSettings()
+    helpfulness: RewardSettings = RewardSettings(warmup_steps=100)
     safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
     ppo: PPOSettings = PPOSettings()
 
@@ -161,18 +161,21 @@ def fit_reward_model(settings, sft, name, groups, reward_settings, keep_lm_head=
     return model, losses
 
 
-def build_ppo(settings, tokenizer, sft, helpfulness_model, safety_model):
-    """The SFT model, climbed with PPO: (policy, history), gold scores in the history but not in the training."""
-    policy, value_model = deepcopy(sft), ValueModel(helpfulness_model)
-    prompts = world.all_prompts(False)
+def build_ppo(settings, tokenizer, sft, judges, prompts, ppo_settings, name="ppo"):
+    """The SFT model, climbed with PPO: (policy, history), gold scores in the history but not in the training.
+
+    ``judges``: `ppo.Judges`, the helpfulness model also lends the value model its body. ``prompts``: of the world.
+    ``name`` seeds the batches and names the progress bar.
+    """
+    policy, value_model = deepcopy(sft), ValueModel(judges.helpfulness)
 
     def judge_gold(indices, experience):
         texts = response_texts(tokenizer, experience)
         return gold_summary([prompts[i] for i in indices], texts)
 
-    history = train_ppo(policy, sft, value_model, Judges(safety_model, helpfulness_model),
+    history = train_ppo(policy, sft, value_model, judges,
                         [(encode_prompt(tokenizer, prompt.text), prompt.is_safety) for prompt in prompts],
-                        settings.ppo, torch_rng(settings, "ppo"), judge_gold, "PPO")
+                        ppo_settings, torch_rng(settings, name), judge_gold, name)
     return policy, history
 
 
@@ -235,11 +238,10 @@ class Stages:
 
     @cached_property
     def policy(self):
-        tensors = self._stage(
-            "policy", ("ppo",), (build_ppo, gold_summary, gae, generation, kl, ppo, reward_selection, whiten),
-            ("helpfulness", "safety"),
-            lambda: trained(build_ppo(self.settings, self.tokenizer, self.sft, self.helpfulness, self.safety)), 100)
-        return self._llama(tensors)
+        def build():
+            return build_ppo(self.settings, self.tokenizer, self.sft, Judges(self.safety, self.helpfulness),
+                             world.all_prompts(False), self.settings.ppo)
+        return self._policy("policy", ("ppo",), ("helpfulness", "safety"), build, 100)
 
     def lesson_reward_model(self, name, groups, reward_settings, keep_lm_head=False, seconds=15):
         """A `RewardModel` of a lesson, see `fit_reward_model`; kept in the store under ``name``, losses in the notes.
@@ -253,6 +255,23 @@ class Stages:
             lambda: trained(fit_reward_model(self.settings, self.sft, name, groups, reward_settings, keep_lm_head)),
             seconds, more)
         return self._restored(RewardModel(self._new_llama(), keep_lm_head=keep_lm_head), tensors)
+
+    def lesson_policy(self, name, judges, prompts, ppo_settings, seconds=60):
+        """A policy of a lesson, see `build_ppo`; kept in the store under ``name``, PPO's history in the notes.
+
+        The weights of the judges and the prompts are part of the key. ``seconds``: about how long it takes.
+        """
+        weights = [tensor.cpu().numpy().tobytes() for judge in (judges.safety, judges.helpfulness)
+                   for tensor in judge.state_dict().values()]
+        more = {"judges": hashlib.sha256(b"".join(weights)).hexdigest(),
+                "prompts": hashlib.sha256(repr(prompts).encode()).hexdigest(), "ppo_settings": asdict(ppo_settings)}
+        def build():
+            return build_ppo(self.settings, self.tokenizer, self.sft, judges, prompts, ppo_settings, name)
+        return self._policy(name, (), ("sft",), build, seconds, more)
+
+    def _policy(self, name, fields, parents, build, seconds, more=()):
+        sources = (build_ppo, gold_summary, gae, generation, kl, ppo, reward_selection, whiten)
+        return self._llama(self._stage(name, fields, sources, parents, lambda: trained(build()), seconds, more))
 
     def _reward_model(self, kind, seconds):
         sources = (build_reward_model, fit_reward_model, draw_preferences, preference_loss, reward_model)

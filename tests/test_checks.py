@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from unittest import mock
 
 import pytest
 import sentencepiece
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 from minillama import (
     audit,
+    best_of_n,
     data,
     exact,
     kl,
@@ -43,10 +45,13 @@ RIGHT = {
     "sigmoid": world.sigmoid, "annotator": world.Annotator, "bayes_ceiling": world.bayes_ceiling,
     "expected_accuracy": world.expected_accuracy,
     "pair_example": data.pair_example, "outcome_chances": exact.outcome_chances, "margin_slope": exact.margin_slope,
-    "margin_minimiser": exact.margin_minimiser,
+    "margin_minimiser": exact.margin_minimiser, "objective": exact.objective, "optimal_policy": exact.optimal_policy,
+    "response_logprobs": ppo.response_logprobs, "ppo_step": ppo.ppo_step,
+    "best_of_n_policy": best_of_n.best_of_n_policy, "best_of_n_mean": best_of_n.best_of_n_mean,
     "masked_mean": whiten.masked_mean, "logit": whiten.logit, "whiten": whiten.whiten,
     "select_reward": reward_selection.select_reward, "exact_kl": kl.exact_kl, "kl_estimate": kl.kl_estimate,
     "kl_penalised_rewards": kl.kl_penalised_rewards, "gae": gae_module.gae, "value_model": gae_module.ValueModel,
+    "exact_values": exact.exact_values,
     "policy_loss": ppo.policy_loss, "value_loss": ppo.value_loss,
     "bradley_terry_loss": preference_loss.bradley_terry_loss, "safety_label_loss": preference_loss.safety_label_loss,
     "length_only_accuracy": audit.length_only_accuracy, "brier_score": audit.brier_score, "brier_floor": audit.brier_floor,
@@ -671,6 +676,85 @@ WRONG += [
 ]
 
 
+# -------------------------------- mistakes of lesson 18: one step of PPO
+
+def stepped(change):
+    """`ppo_step` on an experience, settings or generator that change(experience, settings) has altered."""
+    def f(policy, value_model, policy_stepper, value_stepper, experience, settings, generator):
+        experience, settings = change(experience, settings)
+        return ppo.ppo_step(policy, value_model, policy_stepper, value_stepper, experience, settings, generator)
+    return f
+
+
+def step_without_whitening(policy, value_model, policy_stepper, value_stepper, experience, settings, generator):
+    with mock.patch.object(ppo, "whiten", lambda values, mask: values):
+        return ppo.ppo_step(policy, value_model, policy_stepper, value_stepper, experience, settings, generator)
+
+
+def step_that_whitens_minibatches(policy, value_model, policy_stepper, value_stepper, experience, settings, generator):
+    right = ppo.policy_loss
+    with mock.patch.object(ppo, "policy_loss", lambda *a: right(*a[:2], whiten.whiten(a[2], a[3]), *a[3:])):
+        return ppo.ppo_step(policy, value_model, policy_stepper, value_stepper, experience, settings, generator)
+
+
+def step_in_one_order(policy, value_model, policy_stepper, value_stepper, experience, settings, generator):
+    with mock.patch.object(torch, "randperm", lambda n, generator: torch.arange(n)):
+        return ppo.ppo_step(policy, value_model, policy_stepper, value_stepper, experience, settings, generator)
+
+
+def rectangle_logprobs(model, ids, mask, response_mask):
+    return lm.token_logprobs(model(ids), ids) * response_mask
+
+
+WRONG += [
+    ("response_logprobs", rectangle_logprobs),
+    ("response_logprobs", lambda m, ids, mask, r: lm.token_logprobs(m(ids, mask), ids)),
+    ("response_logprobs", lambda m, ids, mask, r: lm.token_logprobs(m(ids, mask), ids).roll(-1, 1) * r),
+    ("response_logprobs", lambda m, ids, mask, r: ppo.response_logprobs(m, ids, mask, r).detach()),
+    ("response_logprobs", lambda m, ids, mask, r: ppo.response_logprobs(m, ids, mask, r).exp() * r),
+    ("ppo_step", step_without_whitening), ("ppo_step", step_that_whitens_minibatches), ("ppo_step", step_in_one_order),
+    ("ppo_step", stepped(lambda x, s: (x, dataclasses.replace(s, epochs=1)))),
+    ("ppo_step", stepped(lambda x, s: (x, dataclasses.replace(s, minibatches=1)))),
+    ("ppo_step", stepped(lambda x, s: (dataclasses.replace(x, returns=whiten.whiten(x.returns, x.response_mask)), s))),
+    ("ppo_step", stepped(lambda x, s: (dataclasses.replace(x, advantages=-x.advantages), s))),
+    ("ppo_step", altered(ppo.ppo_step, lambda x: x[::-1])),
+]
+
+
+# -------------------------------- mistakes of lessons 17 and 19: the optimum, the best of n
+
+def best_of_n_mean_with(choose):
+    """choose(scores, gold, n), which refuses what `best_of_n_mean` refuses."""
+    def f(scores, gold, n):
+        best_of_n.best_of_n_mean(scores, gold, n)
+        return choose(scores, gold, n)
+    return f
+
+
+WRONG += [
+    ("objective", lambda logp, ref, r, beta: exact.objective(logp, ref, r, -beta)),
+    ("objective", lambda logp, ref, r, beta: (logp.exp() * r).sum() - beta * exact.response_kl(ref, logp)),
+    ("objective", lambda logp, ref, r, beta: (logp.exp() * r).mean() - beta * exact.response_kl(logp, ref)),
+    ("objective", lambda logp, ref, r, beta: exact.objective(logp, ref, r, beta).detach() + 0 * logp.sum()),
+    ("objective", lambda logp, ref, r, beta: beta * exact.objective(logp, ref, r, 1.0)),
+    ("optimal_policy", lambda ref, r, beta: exact.optimal_policy(ref, r * beta**2, beta)),
+    ("optimal_policy", lambda ref, r, beta: (ref + r / beta, exact.optimal_policy(ref, r, beta)[1])),
+    ("optimal_policy", altered(exact.optimal_policy, lambda x: (x[0], 2 * x[1]))),
+    ("optimal_policy", lambda ref, r, beta: exact.optimal_policy(ref.exp(), r, beta)),
+    ("optimal_policy", lambda ref, r, beta: exact.optimal_policy(torch.zeros_like(ref), r, beta)),
+    ("optimal_policy", lambda ref, r, beta: exact.optimal_policy(ref, r, max(beta, 1e-6))),
+    ("best_of_n_policy", lambda logp, r, n: best_of_n.best_of_n_policy(logp, -r, n)),
+    ("best_of_n_policy", lambda logp, r, n: best_of_n.best_of_n_policy(logp, r, n + 1)),
+    ("best_of_n_policy", lambda logp, r, n: (n * logp).log_softmax(0)),
+    ("best_of_n_policy", lambda logp, r, n: best_of_n.best_of_n_policy(logp, r + 1e-3 * torch.arange(len(r)), n)),
+    ("best_of_n_mean", best_of_n_mean_with(lambda scores, gold, n: gold.gather(1, scores[:, :n].argmax(1, True)).squeeze(1))),
+    ("best_of_n_mean", best_of_n_mean_with(lambda scores, gold, n: best_of_n.best_of_n_mean(gold, gold, n))),
+    ("best_of_n_mean", best_of_n_mean_with(lambda scores, gold, n: best_of_n.best_of_n_mean(scores, scores, n))),
+    ("best_of_n_mean", best_of_n_mean_with(lambda scores, gold, n: best_of_n.best_of_n_mean(scores, gold, n).mean())),
+    ("best_of_n_mean", lambda scores, gold, n: best_of_n.best_of_n_mean(scores, gold, min(n, scores.shape[1]))),
+]
+
+
 # -------------------------------- mistakes of lesson 11: a model that still writes, scores with a zero
 
 def centring_by(square):
@@ -747,6 +831,35 @@ WRONG += [
     ("score_normalisation", lambda scores, centre_only=False: tuple(
         torch.tensor(x) for x in reward_model.score_normalisation(scores, centre_only))),
     ("score_normalisation", altered(reward_model.score_normalisation, lambda x: (x[0], 0.0 if x[1] == 1.0 else x[1]))),
+]
+
+
+# ----------------------------------------------------- mistakes of lesson 16: values of states
+
+def knowing_the_token(logp, rewards, responses, gamma=1.0):
+    """Values of the state after token t: the responses that share it are averaged too late."""
+    later = exact.Responses(responses.ids.roll(-1, 1), responses.mask, responses.response_mask)
+    return exact.exact_values(logp, rewards, later, gamma)
+
+
+def monte_carlo(logp, rewards, responses, gamma=1.0):
+    """Advantages of what came, not of what is expected."""
+    values, _ = exact.exact_values(logp, rewards, responses, gamma)
+    return values, gae_module.gae(rewards, values, responses.response_mask, gamma, 1.0)[0]
+
+
+def over_padding(logp, rewards, responses, gamma=1.0):
+    everywhere = exact.Responses(responses.ids, responses.mask, torch.ones_like(responses.mask))
+    return exact.exact_values(logp, rewards, everywhere, gamma)
+
+
+WRONG += [
+    ("exact_values", lambda logp, r, x, gamma=1.0: exact.exact_values(torch.zeros_like(logp), r, x, gamma)),
+    ("exact_values", lambda logp, r, x, gamma=1.0: exact.exact_values(logp.exp(), r, x, gamma)),
+    ("exact_values", lambda logp, r, x, gamma=1.0: exact.exact_values(logp, r, x)),
+    ("exact_values", lambda logp, r, x, gamma=1.0: exact.exact_values(logp, r, x, gamma)[::-1]),
+    ("exact_values", knowing_the_token), ("exact_values", monte_carlo), ("exact_values", over_padding),
+    ("exact_values", altered(exact.exact_values, lambda x: (x[0].roll(1, 1), x[1]))),
 ]
 
 

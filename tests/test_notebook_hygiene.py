@@ -45,8 +45,11 @@ LESSONS = {
            "spoiled_steps", "flawed_answer", "adversarial_pairs", "accuracy_by_flaw", "preferred_words", "length_balanced",
            "Audit", "audit", "score_function"],
     "13": ["safety_label_loss", "select_reward"],
-    "14": ["logit", "whiten"], "15": ["kl_estimate", "kl_penalised_rewards"], "16": ["gae"],
-    "17": ["policy_loss", "value_loss"], "18": ["ppo_step"],
+    "14": ["logit", "masked_mean", "whiten"], "15": ["kl_estimate", "kl_penalised_rewards"], "16": ["gae", "ValueModel", "exact_values"],
+    "17": ["policy_loss", "value_loss", "clip_fraction", "small_policy", "rises", "RisesJudges", "objective", "optimal_policy"],
+    "18": ["Judges", "response_logprobs", "response_values", "Experience", "PPOSettings", "rollout", "ppo_step", "train_ppo",
+           "summary"],
+    "19": ["best_of_n_policy", "best_of_n_bound", "best_of_n_mean"],
 }
 
 

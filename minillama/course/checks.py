@@ -16,7 +16,10 @@ import torch.nn.functional as F
 
 from minillama import model, tokenizer, world
 from minillama.data import Example, PairExample
+from minillama.exact import Responses
+from minillama.gae import ValueModel
 from minillama.model import Llama, LlamaConfig
+from minillama.ppo import Experience, PPOSettings
 from minillama.reward_model import RewardModel
 
 TOLERANCE = 1e-4
@@ -845,6 +848,27 @@ def value_model(f):
            "a deep copy of the body")
 
 
+# ------------------------------------------------------------------------------- exact.py
+
+@_check
+def exact_values(f):
+    """Checks `exact_values(logp, rewards, responses, gamma)`, on three responses to the prompt [1]: 0 0, 2 and 0 2."""
+    ids = torch.tensor([[1, 0, 0], [1, 2, 3], [1, 0, 2]])                           # 2 ends a response, 3 pads
+    mask = torch.tensor([[True] * 3, [True, True, False], [True] * 3])
+    responses = Responses(ids, mask, mask & torch.tensor([False, True, True]))
+    logp = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+    rewards = torch.tensor([[50.0, 0.0, -1.0], [50.0, 1.0, 50.0], [50.0, 0.0, 2.0]], dtype=torch.float64)
+    values, advantages = f(logp, rewards, responses)
+    # After the token 0: (0.2 * -1 + 0.3 * 2) / 0.5 = 0.8. After the prompt: 0.5 * 1 + 0.5 * 0.8 = 0.9.
+    yield ("values by hand, 0 off the response", values, torch.tensor([[0, 0.9, 0.8], [0, 0.9, 0], [0, 0.9, 0.8]]),
+           "the mean return of all responses with the same tokens before t, each weighted by its chance")
+    yield ("advantages by hand", advantages, torch.tensor([[0, -0.1, -1.8], [0, 0.1, 0], [0, -0.1, 1.2]]),
+           "rewards[t] + values[t + 1] - values[t], 0 off the response")
+    values, advantages = f(logp, rewards, responses, gamma=0.5)
+    yield ("gamma halves what comes one token later", torch.stack((values[0], advantages[0])),
+           torch.tensor([[0, 0.7, 0.8], [0, -0.3, -1.8]]), "0.5 * 1 + 0.5 * (0.5 * 0.8) = 0.7; use gamma in both results")
+
+
 # --------------------------------------------------------------------------------- ppo.py
 
 @_check
@@ -1156,3 +1180,134 @@ def length_balanced(f):
            "for each size of the difference keep as many with a longer as with a shorter winner; keep all of equal length")
     yield ("never more than were there", len(kept) <= 3 and all(len(group) <= 3 for group in kept), True, "filter each group")
     yield ("a group that is left empty is dropped", f([_compared((long, short))], len, random.Random(0)), [], "no empty lists")
+
+
+class _Recorder:
+    """A `Stepper` that takes no step: it keeps the losses and which answers they came from."""
+
+    def __init__(self):
+        self.losses, self.rows = [], []
+
+    def step(self, loss, batch_ids):
+        self.losses.append(loss.item())
+        self.rows.append(list(batch_ids))
+
+
+def _four_answers(policy):
+    """An `Experience` of a tiny policy: four answers of three tokens, with advantages 1, 2, 3 and 6."""
+    ids = torch.tensor([[1, 4, 5, 6], [1, 7, 8, 9], [1, 5, 4, 3], [1, 9, 9, 2]])
+    mask, response_mask = torch.ones(4, 4, dtype=torch.bool), torch.tensor([[False, True, True, True]]).expand(4, 4)
+    with torch.no_grad():
+        logprobs = F.pad(torch.log_softmax(policy(ids)[:, :-1], -1).gather(-1, ids[:, 1:, None]).squeeze(-1), (1, 0))
+    flat, worth = torch.zeros(4), torch.tensor([[1.0], [2.0], [3.0], [6.0]]) * response_mask
+    return Experience(ids, mask, response_mask, logprobs, logprobs, torch.zeros(4, 4), flat, flat, flat, flat, worth,
+                      worth, worth)
+
+
+@_check
+def response_logprobs(f):
+    """Checks `response_logprobs(model, ids, mask, response_mask)`."""
+    model, zero = _tiny_llama(), torch.zeros(1, 2)
+    text, mask = torch.tensor([[3, 1, 4, 1, 5]]), torch.ones(1, 5, dtype=torch.bool)
+    counted = torch.tensor([[False, False, True, True, True]])
+    table = torch.log_softmax(model(text), -1)[0]                                  # (5, V)
+    expected = torch.stack([table[t - 1, text[0, t]] if t >= 2 else table.new_zeros(()) for t in range(5)])[None]
+    yield ("log p of a token stands where the token stands", f(model, text, mask, counted), expected,
+           "position t - 1 predicts token t; 0 where the response is not")
+    ids = torch.cat((F.pad(text, (2, 0)), F.pad(text, (0, 2))))
+    masks = [torch.cat((F.pad(x, (2, 0)), F.pad(x, (0, 2)))) for x in (mask, counted)]
+    yield ("padding on either side changes nothing", f(model, ids, *masks), torch.cat(
+        (torch.cat((zero, expected), 1), torch.cat((expected, zero), 1))), "pass the mask to the model")
+    got = f(model, text, mask, counted)
+    yield "they carry a gradient", got.requires_grad, True, "PPO's loss climbs through them"
+
+
+@_check
+def ppo_step(f):
+    """Checks `ppo_step(policy, value_model, policy_stepper, value_stepper, experience, settings, generator)`."""
+    policy, (first, second) = _tiny_llama(), (_Recorder(), _Recorder())
+    value_model = ValueModel(RewardModel(policy))
+    settings = PPOSettings(epochs=3, minibatches=2)
+    clipped, value_error = f(policy, value_model, first, second, _four_answers(policy), settings,
+                             torch.Generator().manual_seed(0))
+    yield "3 epochs of 2 minibatches are 6 steps", (len(first.losses), len(second.losses)), (6, 6), "for both models"
+    epochs = [sorted(first.rows[i] + first.rows[i + 1]) for i in (0, 2, 4)]
+    yield "every answer once an epoch", epochs, [[0, 1, 2, 3]] * 3, "a random order, cut into minibatches"
+    yield "in an order that changes", len({tuple(rows) for rows in first.rows[::2]}) > 1, True, "a new one each epoch"
+    # 12 tokens with mean 3 and unbiased variance (4 + 1 + 0 + 9) * 3 / 11
+    white = [(worth - 3) / math.sqrt(42 / 11) for worth in (1, 2, 3, 6)]
+    expected = torch.tensor([-(white[a] + white[b]) / 2 for a, b in first.rows])
+    yield ("at ratio 1 the loss is minus the mean advantage, whitened over the whole batch", torch.tensor(first.losses),
+           expected, "whiten once, before the minibatches are cut")
+    expected = torch.tensor([((a + b) / 4) for a, b in [((1, 4, 9, 36)[i], (1, 4, 9, 36)[j]) for i, j in second.rows]])
+    yield ("values 0 miss the returns by 1, 2, 3, 6", torch.tensor(second.losses), expected,
+           "returns stay as they are: whitened ones would teach the value model noise")
+    yield "no ratio has moved yet", clipped, 0.0, "the mean clip fraction comes first"
+    yield "and the mean value loss", torch.tensor(value_error), torch.tensor(6.25), "then this"   # (1 + 4 + 9 + 36) / 4 / 2
+
+
+def _three_answers():
+    """Log-probabilities and scores of three answers: (.5, .3, .2) and (0, 1, 2)."""
+    return torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log(), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+
+
+@_check
+def objective(f):
+    """Checks `objective(logp, ref_logp, scores, beta)`."""
+    ref_logp, scores = _three_answers()
+    logp = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64).log()
+    yield ("the reference pays no KL: its mean score, 0.3 + 0.4", f(ref_logp, ref_logp, scores, 1.0), torch.tensor(0.7),
+           "E[score] first")
+    yield ("a policy that left it: 1.6 - 0.5 * 0.6349", f(logp, ref_logp, scores, 0.5), torch.tensor(1.28255),
+           "minus beta times the sum of p * (log p - log ref_p)")
+    yield "beta = 0: the mean score alone", f(logp, ref_logp, scores, 0.0), torch.tensor(1.6), "beta multiplies the KL only"
+    yield ("its slope at the reference is that of the mean score",
+           _gradient(lambda x: f(x.log_softmax(0), ref_logp, scores, 1.0), ref_logp), torch.tensor([-0.35, 0.09, 0.26]),
+           "the KL has its minimum there; nothing may be detached")
+
+
+@_check
+def optimal_policy(f):
+    """Checks `optimal_policy(ref_logp, scores, beta)`."""
+    ref_logp, scores = _three_answers()
+    best, height = f(ref_logp, scores, 1.0)
+    yield "weights .5, .3 e, .2 e^2, divided by their sum", best.exp(), torch.tensor([0.1790, 0.29194, 0.52906]), (
+        "pi_ref * exp(score / beta), normalised; log-probabilities go in and out")
+    yield "J(pi*) = beta log Z = log 2.7933", height, torch.tensor(1.02722), "the logarithm of the sum before it is divided out"
+    colder, height = f(ref_logp, scores, 0.5)
+    yield ("half the beta: weights .5, .3 e^2, .2 e^4", colder.exp(), torch.tensor([0.03667, 0.16256, 0.80077]),
+           "the score is divided by beta")
+    yield "and half the log of their sum, 13.636", height, torch.tensor(1.30637), "beta log Z, not log Z"
+    same, height = f(ref_logp, torch.full_like(scores, 3.0), 0.5)
+    yield "equal scores: nothing to gain, the reference stays", same, ref_logp, "a constant drops out when normalised"
+    yield "and its objective is that score", height, torch.tensor(3.0), "no KL is paid"
+    far, _ = f(ref_logp, 1000 * scores, 1.0)
+    yield "scores of 2000 do not overflow", far.exp(), torch.tensor([0.0, 0.0, 1.0]), "use logsumexp"
+    yield "beta = 0 is refused", _error(lambda: f(ref_logp, scores, 0.0)), ValueError, "the optimum need not be unique"
+
+
+@_check
+def best_of_n_policy(f):
+    """Checks `best_of_n_policy(logp, scores, n)`."""
+    logp, scores = _three_answers()
+    yield "n = 1 is the policy itself", f(logp, scores, 1), logp, "one draw chooses nothing"
+    yield ("n = 2: .5^2, .8^2 - .5^2, 1 - .8^2", f(logp, scores, 2).exp(), torch.tensor([0.25, 0.39, 0.36]),
+           "chance that all n score at most this much, less that all n score below")
+    yield ("the order of the answers does not matter", f(logp, -scores, 2).exp(), torch.tensor([0.75, 0.21, 0.04]),
+           "accumulate in the order of the scores")
+    tied = f(logp, torch.tensor([0.0, 1.0, 1.0]), 2).exp()
+    yield "ties share .75 as .3 to .2", tied, torch.tensor([0.25, 0.45, 0.3]), "the first draw among equals wins"
+    yield "different shapes are refused", _error(lambda: f(logp, scores[:2], 2)), ValueError, "one score an answer"
+
+
+@_check
+def best_of_n_mean(f):
+    """Checks `best_of_n_mean(scores, gold, n)`."""
+    scores, gold = torch.tensor([[0.3, 0.1, 0.9, 0.5]]), torch.tensor([[1.0, 2.0, 3.0, 7.0]])
+    yield "n = 1: the plain mean", f(scores, gold, 1), torch.tensor([3.25]), "every draw is the best of itself"
+    yield "n = 4: the gold of the highest score", f(scores, gold, 4), torch.tensor([3.0]), "scores choose, gold reports"
+    yield ("n = 2: the mean over the six pairs", f(scores, gold, 2), torch.tensor([4.0]),  # (1 + 3 + 7 + 3 + 7 + 3) / 6
+           "the i-th lowest is the best of C(i - 1, n - 1) of the C(M, n) subsets")
+    yield "one number a prompt", tuple(f(scores.repeat(3, 1), gold.repeat(3, 1), 2).shape), (3,), "rows are prompts"
+    yield "more than there are is refused", _error(lambda: f(scores, gold, 5)), ValueError, "without repetition"
+
