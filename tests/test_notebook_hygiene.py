@@ -45,7 +45,10 @@ LESSONS = {
            "spoiled_steps", "flawed_answer", "adversarial_pairs", "accuracy_by_flaw", "preferred_words", "length_balanced",
            "Audit", "audit", "score_function"],
     "13": ["safety_label_loss", "select_reward"],
-    "14": ["logit", "masked_mean", "whiten"], "15": ["kl_estimate", "kl_penalised_rewards"], "16": ["gae", "ValueModel", "exact_values"],
+    "14": ["logit", "masked_mean", "whiten"],
+    "15": ["exact_kl", "kl_estimate", "kl_penalised_rewards", "Responses", "enumerate_responses", "token_log_probabilities",
+           "log_probabilities", "response_kl", "exact_gradient"],
+    "16": ["gae", "ValueModel", "exact_values"],
     "17": ["policy_loss", "value_loss", "clip_fraction", "small_policy", "rises", "RisesJudges", "objective", "optimal_policy"],
     "18": ["Judges", "response_logprobs", "response_values", "Experience", "PPOSettings", "rollout", "ppo_step", "train_ppo",
            "summary"],
@@ -402,12 +405,13 @@ def test_rule_fires_on_a_spoiled_notebook(rule, spoil):
 
 
 def test_a_definition_taught_twice_or_not_at_home_is_found():
-    right = {"gae": ["16_gae"], "EPS": ["14_whiten"], "whiten": ["14_whiten"], "logit": ["14_whiten"]}
-    assert list(misplaced(right, ["14_whiten", "16_gae", "19_overoptimisation"])) == []
+    homes = {"14": "14_whiten", "16": "16_gae"}
+    right = {name: [stem] for number, stem in homes.items() for name in LESSONS[number]} | {"EPS": ["14_whiten"]}
+    assert list(misplaced(right, list(homes.values()))) == []
     assert list(misplaced(right | {"EPS": ["14_whiten", "15_kl"]}, [])) == [
         "EPS is taught more than once: 14_whiten, 15_kl"]
-    assert list(misplaced({"gae": ["15_kl"]}, ["15_kl", "16_gae"]))[-1] == "gae is not taught in 16_gae"
-    assert list(misplaced({}, ["16_gae"])) == ["gae is not taught in 16_gae"]
+    assert "gae is not taught in 16_gae" in list(misplaced({"gae": ["15_kl"]}, ["15_kl", "16_gae"]))
+    assert list(misplaced({}, ["16_gae"])) == [f"{name} is not taught in 16_gae" for name in LESSONS["16"]]
 
 
 # ------------------------------------------------------------------------------------ how nbval is made use of
