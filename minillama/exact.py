@@ -154,7 +154,8 @@ def log_probabilities(policy, responses):
 
 def response_kl(logp, ref_logp):
     """KL(policy || reference) of whole responses in nats, a scalar, from log-probabilities (N,) of all of them."""
-    return (logp.exp() * (logp - ref_logp)).sum()
+    p = logp.exp()
+    return (p * (logp - ref_logp).masked_fill(p == 0, 0.0)).sum()  # 0 * log 0 = 0
 
 
 def objective(logp, ref_logp, scores, beta):

@@ -29,6 +29,9 @@ def test_the_bound_is_a_bound_and_no_value():
     law = best_of_n_policy(half, torch.tensor([0.0, 1.0]), 64)
     assert response_kl(law, half).item() == pytest.approx(math.log(2), abs=1e-12)
     assert best_of_n_bound(64) == pytest.approx(3.1745, abs=5e-5)
+    third = torch.tensor([1 / 3] * 3, dtype=torch.float64).log()  # chances of 3^-4096 and less are 0, and count 0
+    law = best_of_n_policy(third, torch.arange(3.0), 4096)
+    assert response_kl(law, third).item() == pytest.approx(math.log(3), abs=1e-12)
     many = torch.full((20_000,), 1 / 20_000, dtype=torch.float64).log()
     value = response_kl(best_of_n_policy(many, torch.arange(20_000.0), 16), many).item()
     assert best_of_n_bound(16) - 0.01 < value < best_of_n_bound(16)
