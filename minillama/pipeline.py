@@ -57,6 +57,7 @@ class Settings:
     helpfulness_prompts: int = 9_000  # prompts whose answers are compared, for each reward model
     safety_prompts: int = 800
     answers_per_prompt: int = 8  # so 28 comparisons a prompt
+    held_out_pairs: int = 4_000  # comparisons that each reward model is judged on
     base: LMSettings = LMSettings()
     sft: LMSettings = LMSettings(steps=80, lr=4e-4, warmup_steps=10)
     helpfulness: RewardSettings = RewardSettings(warmup_steps=100)
@@ -368,9 +369,9 @@ def kl_per_answer(policy, ref_policy, rollouts):
     return mean(totals)
 
 
-def reward_model_accuracy(settings, tokenizer, model, kind, count=4000):
+def reward_model_accuracy(settings, tokenizer, model, kind):
     """Expected accuracy on held-out comparisons of fresh prompts, and the Bayes ceiling of the same pairs."""
-    preferences = [group[0] for group in draw_preferences(settings, kind, "held out", count, 2, True)]
+    preferences = [group[0] for group in draw_preferences(settings, kind, "held out", settings.held_out_pairs, 2, True)]
     pairs = [pair_example(tokenizer, preference) for preference in preferences]
     chosen, rejected = (score_texts(model, [getattr(p, side) for p in pairs]) for side in ("chosen", "rejected"))
     prefers_chosen = (0.5 + 0.5 * torch.sign(chosen - rejected)).tolist()
@@ -490,6 +491,6 @@ def ask(stages, question):
     return "\n".join(lines)
 
 
-QUICK = Settings(corpus=512, demonstrations=256, helpfulness_prompts=64, safety_prompts=64,
+QUICK = Settings(corpus=512, demonstrations=256, helpfulness_prompts=64, safety_prompts=64, held_out_pairs=256,
                  base=LMSettings(steps=6), sft=LMSettings(steps=3),
                  ppo=PPOSettings(iterations=2, batch_size=16, max_new_tokens=24))
