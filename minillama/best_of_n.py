@@ -1,7 +1,7 @@
 """Best-of-n: draw n answers, keep the one with the highest score. Exact, estimated, and how far it goes.
 
-Conventions. Ties in the score are broken by the order of the draws, never by gold. Every KL is KL(best-of-n || policy that draws), of whole
-answers, in nats. Scores choose; gold may be anything, it only reports.
+Conventions. Ties in the score are broken by the order of the draws, never by gold. Every KL is KL(best-of-n || policy
+that draws), of whole answers, in nats. Scores choose; gold may be anything, it only reports.
 
 Best-of-n is in Stiennon et al. 2020 (arXiv 2009.01325, section 4.3 and appendix G.3); gold against proxy over
 sqrt(KL), and the estimator from more than n draws, in Gao et al. 2022 (arXiv 2210.10760). That log n - (n - 1) / n is
@@ -17,7 +17,8 @@ import torch
 def best_of_n_bound(n):
     """log n - (n - 1) / n, in nats: an upper bound of the KL of best-of-n.
 
-    It is the value in the limit of infinitely many answers, none of them likely, without ties in score. Raises ValueError for n < 1.
+    It is the value in the limit of infinitely many answers, none of them likely, without ties in score.
+    Raises ValueError for n < 1.
     """
     if n < 1:
         raise ValueError(f"best_of_n_bound: n must be at least 1, got {n}")
