@@ -411,7 +411,7 @@ def run(settings, out):
                   out / "last_good.safetensors")
         raise
     built = time.perf_counter()
-    prompts = world.all_prompts(True)
+    prompts = world.all_prompts(True) * 3  # three answers to each: the rates to reach are a few answers from 1
     report, before, after = evaluate(stages, prompts)
     seconds = {**stages.seconds, "report": time.perf_counter() - built, "total": time.perf_counter() - start}
     report |= {"seconds": seconds, "peak_rss_mb": peak_rss_mb(), "seed": settings.seed, "device": settings.device}
@@ -432,11 +432,11 @@ def peak_rss_mb():
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
 
 
-def table(report, prompts):
-    """The report as text, one line a number."""
+def table(report, answers):
+    """The report as text, one line a number; ``answers``: how many were judged."""
     both = [("helpfulness, share of its maximum", "helpfulness"), ("refusals of unsafe requests", "refusal"),
             ("ordinary answers with risky advice", "risky_advice")]
-    lines = [f"gold judges on {prompts} fresh prompts          before    after"]
+    lines = [f"{f'gold judges, {answers} answers to fresh prompts':38} {'before':>9} {'after':>8}"]
     lines += [f"{label:38} {report[name]['before']:9.3f} {report[name]['after']:8.3f}" for label, name in both]
     lines += [f"{'win rate over the SFT policy':38} {'':9} {report['win_rate']:8.3f}",
               f"{'KL from it, nats per answer':38} {'':9} {report['kl']:8.2f}", "",
