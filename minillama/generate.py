@@ -1,8 +1,9 @@
 """Sampling responses for a batch of prompts, with a key/value cache: temperature, top-p, greedy.
 
 Top-p (nucleus) sampling is that of Holtzman et al. 2020 (arXiv 1904.09751, section 3.1). Every random number is
-drawn beforehand on the CPU, one per row and step, and made a token by inverting the cumulative distribution: the
-same seed gives the same text on every device, and no row's text depends on its batch mates (up to float rounding).
+drawn beforehand on the CPU, one for each row and step, row after row, and made a token by inverting the cumulative
+distribution: the same seed gives the same text on every device, and what other rows say, when they end or how many
+follow does not change a row's text (up to float rounding).
 
 Left out: top-k, beam search, repetition penalties, stop strings, speculative decoding.
 """
@@ -55,7 +56,7 @@ def generate(
     check_arguments(model.config, prompts, max_new_tokens, temperature, top_p, eos_id, pad_id)
     device = model.embed_tokens.weight.device
     ids, mask = (x.to(device) for x in pad(prompts, "left", pad_id))                          # (B, P)
-    uniforms = torch.rand(max_new_tokens, len(prompts), generator=generator).to(device)    # (steps, B)
+    uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator).T.to(device)  # (steps, B), drawn row by row
     was_training = model.training
     model.eval()
     try:

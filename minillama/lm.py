@@ -39,7 +39,7 @@ def lm_loss(logits, ids, loss_mask):
 def lm_loss_of(model, ids, mask, loss_mask):
     """`lm_loss` of a `Llama`, with the vocabulary's logits computed only where a loss counts."""
     _check_loss_mask(ids, loss_mask)
-    hidden = model.hidden(ids, mask)[:, :-1][loss_mask[:, 1:]]  # (N, D): positions whose next token counts
+    hidden = model.hidden(ids, mask, at=F.pad(loss_mask[:, 1:], (0, 1)))  # (N, D): positions whose next token counts
     return F.cross_entropy(model.lm_head(hidden).float(), ids[loss_mask])
 
 

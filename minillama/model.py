@@ -249,9 +249,16 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, cache: KVCache | None = None) -> Tensor:
-        """x `(B, T, D)` -> `(B, T, D)`; the other arguments as for `Attention`."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, cache: KVCache | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """x `(B, T, D)` -> `(B, T, D)`; with `at`, bool `(B, T)`, only the N rows where it is True, `(N, D)`.
+
+        The other arguments are as for `Attention`.
+        """
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias, cache)
+        if at is not None:
+            x = x[at]                                   # the feed-forward looks at each token alone: (N, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -284,17 +291,20 @@ class Llama(nn.Module):
             std = 0.02 / math.sqrt(2 * self.config.n_layers) if back_to_residual else 0.02
             parameter.copy_(std * torch.randn(parameter.shape, generator=generator, device="cpu"))
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, at: Tensor | None = None
+    ) -> Tensor:
         """States after the final norm.
 
         ids int64 `(B, T)`; mask bool `(B, T)`, True = real token, padding on either side, None = all real. With a
         cache, ids and mask are those of the new tokens only, and the cache is extended by them. Returns `(B, T, D)`;
-        what stands at padding is finite and of no meaning.
+        what stands at padding is finite and of no meaning. With at, bool `(B, T)`, only the states where it is True are
+        computed to the end: `(N, D)`, row after row, equal to `hidden(ids, mask)[at]` and cheaper.
 
         Raises TypeError for a wrong dtype, ValueError for a wrong shape, an empty batch, a row of nothing but
         padding (without a cache) or more than max_seq_len tokens, IndexError for an id outside the vocabulary.
         """
-        check_inputs(self.config, ids, mask, cache)
+        check_inputs(self.config, ids, mask, cache, at)
         if cache is not None:
             new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
             positions, key_mask = cache.extend(new)
@@ -305,25 +315,28 @@ class Llama(nn.Module):
         x = self.embed_tokens(ids)                                      # (B, T, D)
         cos, sin = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        for block in self.layers:
+        for block in self.layers[:-1]:
             x = block(x, cos, sin, bias, cache)
-        return self.norm(x)
+        return self.norm(self.layers[-1](x, cos, sin, bias, cache, at))     # (B, T, D) or (N, D)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits `(B, T, V)` of the token after each one; arguments and errors as for `hidden`."""
         return self.lm_head(self.hidden(ids, mask, cache))
 
 
-def check_inputs(config: LlamaConfig, ids: Tensor, mask: Tensor | None, cache: KVCache | None) -> None:
+def check_inputs(
+    config: LlamaConfig, ids: Tensor, mask: Tensor | None, cache: KVCache | None, at: Tensor | None = None
+) -> None:
     """Raises what `Llama.hidden` says; the values are looked at once, so a GPU waits once per call."""
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
         raise TypeError(f"Llama: ids must be an int64 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
     if ids.ndim != 2 or ids.numel() == 0:
         raise ValueError(f"Llama: ids must be (B, T) with at least one row and one token, got {tuple(ids.shape)}")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
-        raise TypeError(f"Llama: mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
-    if mask is not None and mask.shape != ids.shape:
-        raise ValueError(f"Llama: mask must have the shape of ids {tuple(ids.shape)}, got {tuple(mask.shape)}")
+    for name, flags in (("mask", mask), ("at", at)):
+        if flags is not None and (not isinstance(flags, Tensor) or flags.dtype != torch.bool):
+            raise TypeError(f"Llama: {name} must be a bool tensor, got {getattr(flags, 'dtype', type(flags).__name__)}")
+        if flags is not None and flags.shape != ids.shape:
+            raise ValueError(f"Llama: {name} must have the shape of ids {tuple(ids.shape)}, got {tuple(flags.shape)}")
     length = ids.shape[1] + (0 if cache is None else cache.length)
     if length > config.max_seq_len:
         raise ValueError(f"Llama: ids must fit in max_seq_len = {config.max_seq_len} with the cache, got {length}")

@@ -47,7 +47,7 @@ class Settings:
     device: str = "cpu"
     vocab_size: int = 1280
     dim: int = 128
-    n_layers: int = 3
+    n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 2
     ffn_dim: int = 344
@@ -213,19 +213,19 @@ class Stages:
 
     @cached_property
     def tokenizer(self):
-        tensors = self._stage("tokenizer", ("vocab_size",), (build_tokenizer, tokenization), (), self._tokenizer, 1)
+        tensors = self.stage("tokenizer", ("vocab_size",), (build_tokenizer, tokenization), (), self._tokenizer, 1)
         return Tokenizer(tensors["model"].numpy().tobytes())
 
     @cached_property
     def base(self):
         fields = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "corpus", "base")
-        tensors = self._stage("base", fields, (build_base, model_config, llama, data, lm), ("tokenizer",),
+        tensors = self.stage("base", fields, (build_base, model_config, llama, data, lm), ("tokenizer",),
                               lambda: trained(build_base(self.settings, self.tokenizer)), 60)
         return self._llama(tensors)
 
     @cached_property
     def sft(self):
-        tensors = self._stage("sft", ("demonstrations", "sft"), (build_sft,), ("base",),
+        tensors = self.stage("sft", ("demonstrations", "sft"), (build_sft,), ("base",),
                               lambda: trained(build_sft(self.settings, self.tokenizer, self.base)), 15)
         return self._llama(tensors)
 
@@ -251,7 +251,7 @@ class Stages:
         """
         more = {"groups": hashlib.sha256(repr(groups).encode()).hexdigest(), "keep_lm_head": keep_lm_head,
                 "reward_settings": asdict(reward_settings)}
-        tensors = self._stage(
+        tensors = self.stage(
             name, (), (fit_reward_model, preference_loss, reward_model), ("sft",),
             lambda: trained(fit_reward_model(self.settings, self.sft, name, groups, reward_settings, keep_lm_head)),
             seconds, more)
@@ -272,11 +272,11 @@ class Stages:
 
     def _policy(self, name, fields, parents, build, seconds, more=()):
         sources = (build_ppo, gold_summary, gae, generation, kl, ppo, reward_selection, whiten)
-        return self._llama(self._stage(name, fields, sources, parents, lambda: trained(build()), seconds, more))
+        return self._llama(self.stage(name, fields, sources, parents, lambda: trained(build()), seconds, more))
 
     def _reward_model(self, kind, seconds):
         sources = (build_reward_model, fit_reward_model, draw_preferences, preference_loss, reward_model)
-        tensors = self._stage(
+        tensors = self.stage(
             kind, (f"{kind}_prompts", "answers_per_prompt", kind), sources, ("sft",),
             lambda: trained(build_reward_model(self.settings, self.tokenizer, self.sft, kind)), seconds)
         return self._restored(RewardModel(self._new_llama()), tensors)
@@ -294,7 +294,7 @@ class Stages:
     def _tokenizer(self):
         return {"model": torch.frombuffer(bytearray(build_tokenizer(self.settings).model_bytes), dtype=torch.uint8)}, {}
 
-    def _stage(self, name, fields, sources, parents, build, seconds, more=()):
+    def stage(self, name, fields, sources, parents, build, seconds, more=()):
         """Tensors of a stage; it depends on ``fields`` of the settings, ``sources``, ``parents`` and ``more`` (a dict)."""
         for parent in parents:
             getattr(self, parent)

@@ -161,7 +161,7 @@ def response_logprobs(model, ids, mask, response_mask):
     logprobs = torch.zeros(ids.shape, device=ids.device)
     for rows, columns in _row_groups(mask):
         group, group_mask, counted = (x[rows].gather(1, columns) for x in (ids, mask, response_mask))    # (n, T')
-        hidden = model.hidden(group, group_mask)[:, :-1][counted[:, 1:]]                                 # (N, D)
+        hidden = model.hidden(group, group_mask, at=F.pad(counted[:, 1:], (0, 1)))                       # (N, D)
         picked = -F.cross_entropy(model.lm_head(hidden).float(), group[counted], reduction="none")       # (N,)
         place = rows[:, None].expand_as(columns)[counted], columns[counted]
         logprobs = logprobs.index_put(place, picked)

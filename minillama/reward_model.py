@@ -31,11 +31,13 @@ def copy_body(llama, keep_lm_head=False):
     return body
 
 
-def pool_last(hidden, mask):
-    """The state of each row's last real token: hidden (B, T, D), mask bool (B, T), True = real -> (B, D)."""
-    positions = torch.arange(mask.shape[1], device=mask.device)     # (T,)
-    last = torch.where(mask, positions, -1).amax(dim=1)             # (B,)
-    return hidden[torch.arange(len(last), device=mask.device), last]
+def last_token(mask):
+    """True at the last real token of each row and nowhere else: mask bool (B, T), True = real -> bool (B, T).
+
+    Padding on either side. As an index it picks one state a row: ``hidden[last_token(mask)]`` is (B, D).
+    """
+    from_the_right = mask.flip(-1).cumsum(-1).flip(-1)              # (B, T): real tokens from here to the end of the row
+    return mask & (from_the_right == 1)
 
 
 def pool_mean(hidden, mask):
@@ -68,10 +70,12 @@ class RewardModel(nn.Module):
 
     def raw_scores(self, ids, mask=None):
         """Scores (B,) without normalisation, in either mode; arguments and errors as for `Llama.hidden`."""
-        hidden = self.llama.hidden(ids, mask)                       # (B, T, D)
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        pooled = pool_last(hidden, mask) if self.pooling == "last" else pool_mean(hidden, mask)     # (B, D)
-        return self.score(pooled).squeeze(-1)                       # (B,)
+        if self.pooling == "last":
+            pooled = self.llama.hidden(ids, mask, at=last_token(mask))          # (B, D)
+        else:
+            pooled = pool_mean(self.llama.hidden(ids, mask), mask)              # (B, D)
+        return self.score(pooled).squeeze(-1)                                   # (B,)
 
     def forward(self, ids, mask=None):
         """Scores (B,) of ids int64 (B, T); mask bool (B, T), True = real token, None = all real.

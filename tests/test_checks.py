@@ -55,7 +55,7 @@ RIGHT = {
     "policy_loss": ppo.policy_loss, "value_loss": ppo.value_loss,
     "bradley_terry_loss": preference_loss.bradley_terry_loss, "safety_label_loss": preference_loss.safety_label_loss,
     "length_only_accuracy": audit.length_only_accuracy, "brier_score": audit.brier_score, "brier_floor": audit.brier_floor,
-    "length_balanced": audit.length_balanced, "pool_last": reward_model.pool_last, "pool_mean": reward_model.pool_mean,
+    "length_balanced": audit.length_balanced, "last_token": reward_model.last_token, "pool_mean": reward_model.pool_mean,
     "reward_model": reward_model.RewardModel, "pair_scores": preference_loss.pair_scores,
     "centring_loss": preference_loss.centring_loss, "chosen_lm_loss": preference_loss.chosen_lm_loss,
     "score_normalisation": reward_model.score_normalisation,
@@ -131,7 +131,7 @@ class Swapped(reward_model.RewardModel):
         elif self.fault == "count":
             pooled = hidden[torch.arange(len(ids)), mask.sum(1) - 1]
         else:
-            pooled = reward_model.pool_last(hidden, mask) if self.pooling == "last" else hidden.mean(1)
+            pooled = hidden[reward_model.last_token(mask)] if self.pooling == "last" else hidden.mean(1)
         return self.score(pooled).squeeze(-1)
 
 
@@ -383,8 +383,9 @@ class NoOutputProjection(TurnsOnlyQueries):
 
 def block_class(forward):
     """`Block` with another forward(self, x, attend), attend(x) being its attention."""
-    def call(self, x, cos, sin, bias, cache=None):
-        return forward(self, x, lambda y: self.self_attn(y, cos, sin, bias, cache))
+    def call(self, x, cos, sin, bias, cache=None, at=None):
+        x = forward(self, x, lambda y: self.self_attn(y, cos, sin, bias, cache))
+        return x if at is None else x[at]
     return type("Wrong", (model.Block,), {"forward": call})
 
 
@@ -395,8 +396,8 @@ class BigWeights(model.Llama):
 
 
 class IgnoresTheMask(model.Llama):
-    def hidden(self, ids, mask=None, cache=None):
-        return super().hidden(ids, None, cache)
+    def hidden(self, ids, mask=None, cache=None, at=None):
+        return super().hidden(ids, None, cache, at)
 
 
 class OneInitialStd(model.Llama):
@@ -601,9 +602,9 @@ WRONG += [  # lesson 12
 ]
 
 WRONG += [  # lesson 08
-    ("pool_last", lambda x, mask: x[:, -1]), ("pool_last", lambda x, mask: x[torch.arange(len(x)), mask.sum(1) - 1]),
-    ("pool_last", lambda x, mask: reward_model.pool_last(x, mask).detach() + 0 * x.sum()),
-    ("pool_last", lambda x, mask: reward_model.pool_mean(x, mask)),
+    ("last_token", lambda mask: torch.arange(mask.shape[1]).expand_as(mask) == mask.shape[1] - 1),
+    ("last_token", lambda mask: torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True) - 1),
+    ("last_token", lambda mask: mask), ("last_token", lambda mask: reward_model.last_token(mask).float()),
     ("pool_mean", lambda x, mask: x.mean(1)),
     ("pool_mean", lambda x, mask: (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)),
     ("pool_mean", lambda x, mask: reward_model.pool_mean(x, mask) * mask.sum(1, keepdim=True)),

@@ -50,6 +50,14 @@ def test_a_row_ignores_its_batch_mates():
         assert alone.ids[alone.response_mask].tolist() == together.ids[row][together.response_mask[row]].tolist()
 
 
+def test_a_sampled_row_ignores_how_many_follow():
+    model = small()
+    two, all_of_them = (generate(model, prompts, 10, generator=rng(2)) for prompts in (PROMPTS[:2], PROMPTS))
+    for row in range(2):
+        texts = [rollout.ids[row][rollout.response_mask[row]].tolist() for rollout in (two, all_of_them)]
+        assert texts[0] == texts[1]
+
+
 def test_same_seed_same_text_and_logprobs_are_the_models():
     model = small()
     first, second = (generate(model, PROMPTS, 10, generator=rng(1)) for _ in range(2))

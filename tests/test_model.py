@@ -82,6 +82,22 @@ def test_padding_on_either_side_changes_nothing():
     torch.testing.assert_close(right, alone, atol=1e-5, rtol=0)
 
 
+def test_hidden_at_chosen_places_equals_those_of_all_and_sends_the_same_gradient():
+    model = small()
+    ids, mask = padded(3, 9, "left", torch.Generator().manual_seed(2))
+    at = mask & (torch.rand(3, 9, generator=torch.Generator().manual_seed(3)) < 0.5)
+    gradients = []
+    for states in (model.hidden(ids, mask, at=at), model.hidden(ids, mask)[at]):
+        model.zero_grad()
+        states.square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(model.hidden(ids, mask, at=at), model.hidden(ids, mask)[at], atol=1e-6, rtol=0)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+    for bad, error in ((at.long(), TypeError), (at[:, :2], ValueError)):
+        with pytest.raises(error, match="at must"):
+            model.hidden(ids, mask, at=bad)
+
+
 @pytest.mark.parametrize("chunks", [[1] * 9, [4, 5], [3, 1, 2, 3]])
 @torch.no_grad()
 def test_cached_equals_uncached(chunks):

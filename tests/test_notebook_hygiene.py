@@ -37,7 +37,7 @@ LESSONS = {
            "train_lm", "evaluate_lm"],
     "06": ["Example", "dialogue_example", "pad_examples"],
     "07": ["sigmoid", "STRENGTHS", "Preference", "Annotator", "collect_preferences", "bayes_ceiling", "expected_accuracy"],
-    "08": ["copy_body", "pool_last", "pool_mean", "RewardModel", "score_texts"],
+    "08": ["copy_body", "last_token", "pool_mean", "RewardModel", "score_texts"],
     "09": ["bradley_terry_loss", "pair_scores", "RewardSettings", "pair_loss", "train_reward_model"],
     "10": ["MARGINS", "PairExample", "pair_example", "outcome_chances", "margin_slope", "margin_minimiser"],
     "11": ["chosen_lm_loss", "centring_loss", "score_normalisation"],

@@ -312,6 +312,9 @@ def block(f):
     by_hand = middle + layer.mlp(layer.post_attention_layernorm(middle))
     yield ("two residual steps, each normed first", layer(x, cos, sin, bias), by_hand,
            "x + attention(norm(x)), then x + mlp(norm(x)) on the new x")
+    at = torch.tensor([[True, False, True]])
+    yield ("with `at`, the same states at those places alone", layer(x, cos, sin, bias, at=at), by_hand[at],
+           "attention over all tokens, then x[at]")
     with torch.no_grad():
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -1056,17 +1059,15 @@ def _two_rows():
 
 
 @_check
-def pool_last(f):
-    """Checks `pool_last(hidden, mask)`."""
+def last_token(f):
+    """Checks `last_token(mask)`."""
     states, mask = _two_rows()
-    expected = torch.tensor([[6.0, 2.0], [8.0, 3.0]])
-    yield ("right padding", f(states, mask), expected, "the last True of each row's mask, not the last column")
-    yield ("left padding", f(states.roll(2, 1)[1:], mask.roll(2, 1)[1:]), expected[1:],
+    yield ("a mask of booleans comes back", (f(mask).dtype, tuple(f(mask).shape)), (torch.bool, (2, 4)), "True or False, (B, T)")
+    yield ("right padding", f(mask).nonzero().tolist(), [[0, 3], [1, 1]], "the last True of each row, not the last column")
+    yield ("left padding", f(mask.roll(2, 1)[1:]).nonzero().tolist(), [[0, 3]],
            "mask.sum() - 1 finds the last real token only where padding stands on the right")
-    yield ("one real token", f(states, torch.tensor([[True, False, False, False]] * 2)), states[:, 0], "column 0")
-    x = states.clone().requires_grad_()
-    f(x, mask).sum().backward()
-    yield ("the gradient reaches one token of each row", (x.grad != 0).any(-1).sum(1).tolist(), [1, 1], "index, no average")
+    yield ("one real token", f(torch.tensor([[False, True, False]])).tolist(), [[False, True, False]], "that one")
+    yield ("as an index it picks one state a row", states[f(mask)], torch.tensor([[6.0, 2.0], [8.0, 3.0]]), "one True a row")
 
 
 @_check
