@@ -59,7 +59,7 @@ class Settings:
     answers_per_prompt: int = 8  # so 28 comparisons a prompt
     held_out_pairs: int = 4_000  # comparisons that each reward model is judged on
     base: LMSettings = LMSettings()
-    sft: LMSettings = LMSettings(steps=80, lr=4e-4, warmup_steps=10)
+    sft: LMSettings = LMSettings(steps=160, lr=8e-4, warmup_steps=10)
     helpfulness: RewardSettings = RewardSettings(warmup_steps=100)
     safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
     ppo: PPOSettings = PPOSettings()

@@ -1062,7 +1062,7 @@ def _two_rows():
 def last_token(f):
     """Checks `last_token(mask)`."""
     states, mask = _two_rows()
-    yield ("a mask of booleans comes back", (f(mask).dtype, tuple(f(mask).shape)), (torch.bool, (2, 4)), "True or False, (B, T)")
+    yield ("booleans come back", (f(mask).dtype, tuple(f(mask).shape)), (torch.bool, (2, 4)), "True or False, (B, T)")
     yield ("right padding", f(mask).nonzero().tolist(), [[0, 3], [1, 1]], "the last True of each row, not the last column")
     yield ("left padding", f(mask.roll(2, 1)[1:]).nonzero().tolist(), [[0, 3]],
            "mask.sum() - 1 finds the last real token only where padding stands on the right")
