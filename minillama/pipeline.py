@@ -220,13 +220,13 @@ class Stages:
     def base(self):
         fields = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len", "corpus", "base")
         tensors = self.stage("base", fields, (build_base, model_config, llama, data, lm), ("tokenizer",),
-                              lambda: trained(build_base(self.settings, self.tokenizer)), 60)
+                             lambda: trained(build_base(self.settings, self.tokenizer)), 60)
         return self._llama(tensors)
 
     @cached_property
     def sft(self):
         tensors = self.stage("sft", ("demonstrations", "sft"), (build_sft,), ("base",),
-                              lambda: trained(build_sft(self.settings, self.tokenizer, self.base)), 15)
+                             lambda: trained(build_sft(self.settings, self.tokenizer, self.base)), 15)
         return self._llama(tensors)
 
     @cached_property

@@ -389,6 +389,11 @@ def block_class(forward):
     return type("Wrong", (model.Block,), {"forward": call})
 
 
+class LeavesNothingOut(model.Block):
+    def forward(self, x, cos, sin, bias, cache=None, at=None):
+        return super().forward(x, cos, sin, bias, cache)
+
+
 class BigWeights(model.Llama):
     def init_weights(self, generator=None):
         super().init_weights(generator)
@@ -512,6 +517,7 @@ WRONG += [
     ("attention", SeesTheFuture), ("attention", TurnsOnlyQueries), ("attention", TurnsNothing),
     ("attention", NoOutputProjection),
     ("block", block_class(lambda self, x, at: (y := x + at(x)) + self.mlp(y))),
+    ("block", LeavesNothingOut),
     ("block", block_class(lambda self, x, at: (y := at(self.input_layernorm(x)))
                           + self.mlp(self.post_attention_layernorm(y)))),
     ("block", block_class(lambda self, x, at: x + at(self.input_layernorm(x)) + self.mlp(self.post_attention_layernorm(x)))),
