@@ -119,10 +119,10 @@ class Stepper:
 class LMSettings:
     """One run of language modelling; the defaults pretrain the course's base model."""
 
-    steps: int = 440
-    batch_size: int = 64  # texts
+    steps: int = 600
+    batch_size: int = 32  # texts
     lr: float = 4e-3  # peak
-    warmup_steps: int = 20
+    warmup_steps: int = 30
     weight_decay: float = 0.1
 
 

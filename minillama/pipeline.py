@@ -54,13 +54,13 @@ class Settings:
     max_seq_len: int = 160
     corpus: int = 24_000  # dialogues that the base model reads
     demonstrations: int = 8_000  # dialogues of supervised fine-tuning
-    helpfulness_prompts: int = 9_000  # prompts whose answers are compared, for each reward model
+    helpfulness_prompts: int = 8_500  # prompts whose answers are compared, for each reward model
     safety_prompts: int = 800
     answers_per_prompt: int = 8  # so 28 comparisons a prompt
     held_out_pairs: int = 4_000  # comparisons that each reward model is judged on
     base: LMSettings = LMSettings()
-    sft: LMSettings = LMSettings(steps=160, lr=8e-4, warmup_steps=10)
-    helpfulness: RewardSettings = RewardSettings(warmup_steps=100)
+    sft: LMSettings = LMSettings(steps=240, lr=8e-4, warmup_steps=20)
+    helpfulness: RewardSettings = RewardSettings(batch_size=8, warmup_steps=200)
     safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
     ppo: PPOSettings = PPOSettings()
 

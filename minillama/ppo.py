@@ -90,12 +90,12 @@ def clip_fraction(logprobs, old_logprobs, response_mask, clip_eps=0.2):
 class PPOSettings:
     """One run of PPO; the defaults are the course's run, clip and optimiser as in Llama 2 (section 3.2.3)."""
 
-    iterations: int = 130
+    iterations: int = 150
     batch_size: int = 64  # prompts, and so answers, per iteration
-    epochs: int = 2  # passes over each iteration's answers
-    minibatches: int = 2  # gradient steps per pass
+    epochs: int = 1  # passes over each iteration's answers
+    minibatches: int = 4  # gradient steps per pass
     max_new_tokens: int = 72
-    policy_lr: float = 3e-4
+    policy_lr: float = 4.5e-4
     value_lr: float = 1e-3
     warmup_steps: int = 10  # gradient steps
     beta: float = 0.1  # KL penalty, per nat

@@ -99,8 +99,8 @@ def test_the_exact_optimum_is_reached():
     beta, generator = 0.5, torch.Generator().manual_seed(0)
     ref_policy = exact.small_policy(generator)
     policy, value_model = deepcopy(ref_policy), ValueModel(RewardModel(ref_policy, generator=generator))
-    settings = PPOSettings(iterations=100, batch_size=256, epochs=4, max_new_tokens=exact.MAX_NEW_TOKENS, policy_lr=5e-3,
-                           value_lr=5e-3, beta=beta, whiten_scores=False)
+    settings = PPOSettings(iterations=120, batch_size=256, epochs=2, minibatches=2, max_new_tokens=exact.MAX_NEW_TOKENS,
+                           policy_lr=5e-3, value_lr=5e-3, beta=beta, whiten_scores=False)
     train_ppo(policy, ref_policy, value_model, exact.RisesJudges(), [(exact.PROMPT_IDS, False)] * 256, settings, generator)
     responses = exact.enumerate_responses(exact.PROMPT_IDS, exact.VOCAB_SIZE, exact.MAX_NEW_TOKENS)
     scores = exact.rises(responses.ids, responses.mask)
