@@ -15,8 +15,10 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# As in minillama/__init__.py, for notebooks, which load PyTorch before the package.
-export OMP_WAIT_POLICY ?= PASSIVE
+# How PyTorch's threads wait for each other. Asleep, so that other programs lose nothing (minillama/__init__.py says the
+# same; notebooks load PyTorch before it); but a run and a measurement want the machine to themselves, and awake is faster.
+test lab: export OMP_WAIT_POLICY ?= PASSIVE
+run bench: export OMP_WAIT_POLICY ?= ACTIVE
 
 NOTEBOOKS := $(sort $(wildcard notebooks/$(if $(NB),$(NB)_)*.ipynb))
 # The root conftest.py serves both. Committed outputs belong to seed 0; on another seed only asserts count.
