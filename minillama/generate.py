@@ -31,7 +31,6 @@ class Rollout:
     logprobs: Tensor       # float32: log-probability of ids[:, t] given what precedes it; 0 outside the response
 
 
-@torch.no_grad()
 def generate(
     model: Llama,
     prompts: list[list[int]],
@@ -60,7 +59,8 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        new_ids, new_mask, logprobs = decode(model, ids, mask, uniforms, temperature, top_p, eos_id, pad_id)
+        with torch.inference_mode():                       # less to keep track of than under no_grad, so faster
+            new_ids, new_mask, logprobs = decode(model, ids, mask, uniforms, temperature, top_p, eos_id, pad_id)
     finally:
         model.train(was_training)
     if not logprobs.isfinite().all():
@@ -127,8 +127,11 @@ def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = probs.cumsum(-1)                                                          # (B, V)
     target = uniforms[:, None] * cumulative[:, -1:]                                        # (B, 1)
-    candidate = (cumulative > target) & (probs > 0)
-    return torch.where(candidate, 2.0, probs).argmax(-1)     # argmax returns the first of equal maxima
+    tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=probs.shape[1] - 1)
+    impossible = probs.gather(-1, tokens) == 0                                             # (B, 1), by rounding alone
+    if impossible.any():
+        tokens = torch.where(impossible, probs.argmax(-1, keepdim=True), tokens)
+    return tokens.squeeze(-1)
 
 
 def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
