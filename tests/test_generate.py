@@ -28,10 +28,14 @@ def test_frequencies_are_the_probabilities():
     assert drawn[1] == 0 and (drawn - probs).abs().max() < 4 * (0.25 / 40_000) ** 0.5
 
 
-def test_rounding_never_draws_an_impossible_token():
-    probs = torch.tensor([[0.0, 1.0, 0.0]])
-    for u in (0.0, 1 - 2**-24):
-        assert sample(probs, torch.tensor([u])).item() == 1
+@pytest.mark.parametrize("probs, uniform, token", [
+    ([0.0, 0.2, 0.8], 0.0, 1),            # a first token of probability 0 is passed over
+    ([0.25, 0.25, 0.5], 0.25, 1),         # exceeds, not reaches
+    ([0.0, 1.0, 0.0], 1 - 2**-24, 1),
+    ([0.2, 0.8, 0.0], 1.0, 1),            # a number that rounding made 1 draws the most probable token, not the last one
+])
+def test_the_edges_of_sampling(probs, uniform, token):
+    assert sample(torch.tensor([probs]), torch.tensor([uniform])).item() == token
 
 
 @pytest.mark.parametrize("top_p, kept", [(0.4, [0]), (0.5, [0]), (0.6, [0, 2]), (0.81, [0, 2, 3]), (1.0, [0, 2, 3])])
