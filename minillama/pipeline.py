@@ -226,12 +226,12 @@ class Stages:
     @cached_property
     def sft(self):
         tensors = self.stage("sft", ("demonstrations", "sft"), (build_sft,), ("base",),
-                             lambda: trained(build_sft(self.settings, self.tokenizer, self.base)), 15)
+                             lambda: trained(build_sft(self.settings, self.tokenizer, self.base)), 25)
         return self._llama(tensors)
 
     @cached_property
     def helpfulness(self):
-        return self._reward_model("helpfulness", 60)
+        return self._reward_model("helpfulness", 150)
 
     @cached_property
     def safety(self):
@@ -242,7 +242,7 @@ class Stages:
         def build():
             return build_ppo(self.settings, self.tokenizer, self.sft, Judges(self.safety, self.helpfulness),
                              world.all_prompts(False), self.settings.ppo)
-        return self._policy("policy", ("ppo",), ("helpfulness", "safety"), build, 100)
+        return self._policy("policy", ("ppo",), ("helpfulness", "safety"), build, 120)
 
     def lesson_reward_model(self, name, groups, reward_settings, keep_lm_head=False, seconds=15):
         """A `RewardModel` of a lesson, see `fit_reward_model`; kept in the store under ``name``, losses in the notes.
