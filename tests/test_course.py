@@ -66,6 +66,18 @@ def test_what_comes_back_is_the_callers_own(tmp_path):
     assert toy(tmp_path, build)[0]["weight"].eq(1).all()
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_stage_trains_with_gradients_whoever_asks_for_it(tmp_path, off):
+    def build():
+        weight = torch.ones(2, requires_grad=True)
+        (weight ** 2).sum().backward()
+        return {"slope": weight.grad}, {}
+
+    with off():
+        tensors, _ = artifacts.stage("slope", {}, [], build, folder=tmp_path)
+    assert tensors["slope"].tolist() == [2.0, 2.0]
+
+
 def test_a_changed_setting_is_another_stage(tmp_path):
     assert toy(tmp_path, Builder(1.0), {"seed": 0})[0]["weight"][0, 0] == 1
     assert toy(tmp_path, Builder(2.0), {"seed": 1})[0]["weight"][0, 0] == 2

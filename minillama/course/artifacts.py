@@ -71,7 +71,8 @@ def stage(name, settings, sources, build, about=None, folder=None, fresh=False):
 
     name, settings, sources: see `key`.
     build: called without arguments; returns (tensors, notes), a dict of tensors and a dict of JSON values
-    (curves, texts). Its exceptions pass through and leave nothing in the store.
+    (curves, texts). Its exceptions pass through and leave nothing in the store. It may train, with gradients,
+    also when the stage is asked for under `torch.no_grad`.
     about: what is built and about how long it takes, e.g. "the SFT policy, about 60 s", for the one line on
     standard error.
     folder: another store than `store_folder()`.
@@ -121,7 +122,8 @@ def _build(path, identity, settings, build, about):
     """Call ``build`` and store what it returns under ``path``, in one step as seen from outside."""
     print(f"building {about}, once", file=sys.stderr, flush=True)
     start = time.perf_counter()
-    tensors, notes = build()
+    with torch.inference_mode(False), torch.enable_grad():  # a stage trains, whoever asks for it
+        tensors, notes = build()
     tensors = {name: _as_stored(name, tensor) for name, tensor in tensors.items()}
     record = {"key": identity, "settings": settings, "notes": notes,
               "seconds": round(time.perf_counter() - start, 1)}
