@@ -56,7 +56,8 @@ def whiten(values, mask=None, shift_mean=True):
         (values - mean) * rsqrt(var + 1e-8),   plus mean if not shift_mean
 
     values: float, any shape. mask: bool, the same shape, True = counts, None = all count. var is unbiased
-    (n - 1). Returns values' shape and dtype, computed in float64, 0 where masked; equal values give zeros.
+    (n - 1). Returns values' shape and dtype, computed in float64, 0 where masked; equal values give zeros (their
+    mean if not shift_mean).
     Raises TypeError for integers or a mask that is not boolean, ValueError for another shape, fewer than 2
     unmasked entries or a non-finite one. Source: WHITEN in Llama 2, section 3.2.3.
     """
