@@ -52,9 +52,9 @@ class Settings:
     n_kv_heads: int = 2
     ffn_dim: int = 344
     max_seq_len: int = 160
-    corpus: int = 24_000  # dialogues that the base model reads
+    corpus: int = 24_000  # dialogues that the base model reads, once each
     demonstrations: int = 8_000  # dialogues of supervised fine-tuning
-    helpfulness_prompts: int = 8_500  # prompts whose answers are compared, for each reward model
+    helpfulness_prompts: int = 7_500  # prompts whose answers are compared, for each reward model
     safety_prompts: int = 800
     answers_per_prompt: int = 8  # so 28 comparisons a prompt
     held_out_pairs: int = 4_000  # comparisons that each reward model is judged on

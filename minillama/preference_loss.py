@@ -101,8 +101,9 @@ def centring_loss(chosen_scores, rejected_scores, reduction="mean"):
 
         (chosen + rejected)^2
 
-    Arguments, shapes and errors as for `bradley_terry_loss`, without a margin; in units of score squared. The
-    comparisons see differences alone, this term sums alone, so at an optimum both can have what they want.
+    Arguments, shapes and errors as for `bradley_terry_loss`, without a margin; in units of score squared. A
+    comparison sees the difference of two scores alone, this term their sum alone: for one pair both can have what
+    they want. Over many pairs of the same answers they pull against each other, and the weight decides.
     Source: Eisenstein et al. 2023 (arXiv 2312.09244), equation 3.
     """
     _check_pair_scores("centring_loss", chosen_scores, rejected_scores)
