@@ -4,7 +4,8 @@ The loss of a token is -log p(token | what came before), averaged over all count
 mean over tokens, not over texts). Pretraining counts every token but the first; supervised fine-tuning (SFT)
 counts the response alone (Ouyang et al. 2022, arXiv 2203.02155, section 3.5; Llama 2, arXiv 2307.09288,
 section 3.1). The optimiser is AdamW with linear warm-up, cosine decay and gradient clipping, as in LLaMA
-(arXiv 2302.13971, section 2.3). Left out: mixed precision, gradient accumulation, resuming in mid-run.
+(arXiv 2302.13971, section 2.3), without its weight decay, which a single epoch does not need. Left out: mixed
+precision, gradient accumulation, resuming in mid-run.
 """
 
 import math
@@ -123,7 +124,6 @@ class LMSettings:
     batch_size: int = 32  # texts
     lr: float = 3e-3  # peak
     warmup_steps: int = 30
-    weight_decay: float = 0.0  # 0.1 in LLaMA; in a single epoch it only holds the model back
 
 
 def train_lm(model, examples, settings, generator, desc=None):
@@ -133,8 +133,7 @@ def train_lm(model, examples, settings, generator, desc=None):
     """
     device = next(model.parameters()).device
     batches = endless_batches([len(example.ids) for example in examples], settings.batch_size, generator)
-    stepper = Stepper(model, settings.lr, lambda step: warmup_cosine(step, settings.steps, settings.warmup_steps),
-                      settings.weight_decay)
+    stepper = Stepper(model, settings.lr, lambda step: warmup_cosine(step, settings.steps, settings.warmup_steps))
     losses = []
     for _ in tqdm(range(settings.steps), desc=desc, disable=desc is None):
         batch = next(batches)

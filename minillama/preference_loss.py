@@ -118,7 +118,6 @@ class RewardSettings:
     batch_size: int = 16  # prompts, each with all comparisons of its answers
     lr: float = 8e-4  # peak
     warmup_steps: int = 40
-    weight_decay: float = 0.0
     label_weight: float = 0.0  # weight of `safety_label_loss`; 0 for a model that has no labels to learn
     lm_weight: float = 0.0  # weight of `chosen_lm_loss`; more than 0 needs a reward model with an lm_head
     centre_weight: float = 0.0  # weight of `centring_loss`
@@ -173,8 +172,7 @@ def train_reward_model(reward_model, groups, settings, generator, desc=None):
     lengths = [max(max(len(pair.chosen), len(pair.rejected)) for pair in group) for group in groups]
     steps = settings.epochs * (len(groups) // settings.batch_size)
     batches = endless_batches(lengths, settings.batch_size, generator)
-    stepper = Stepper(reward_model, settings.lr, lambda step: warmup_cosine(step, steps, settings.warmup_steps),
-                      settings.weight_decay)
+    stepper = Stepper(reward_model, settings.lr, lambda step: warmup_cosine(step, steps, settings.warmup_steps))
     reward_model.train()
     losses = []
     for _ in tqdm(range(steps), desc=desc, disable=desc is None):
