@@ -3,7 +3,7 @@
 Each ``build_…`` function is one stage: settings and earlier stages in, a trained model and its curve out, the
 same on every call. `Stages` keeps what was built in the store of trained stages; notebooks take their models
 from there. `run` builds everything anew with the clock running and asks the gold judges how well it worked.
-Left out: several rounds of annotation (lesson 19), other optimisers than PPO (lessons 20 and 21).
+Left out: several rounds of annotation (lesson 20), other optimisers than PPO (lessons 21 and 22).
 """
 
 import hashlib

@@ -683,7 +683,7 @@ WRONG += [
 ]
 
 
-# -------------------------------- mistakes of lesson 18: one step of PPO
+# -------------------------------- mistakes of lesson 19: one step of PPO
 
 def stepped(change):
     """`ppo_step` on an experience, settings or generator that change(experience, settings) has altered."""
@@ -728,7 +728,7 @@ WRONG += [
 ]
 
 
-# -------------------------------- mistakes of lessons 17 and 19: the optimum, the best of n
+# -------------------------------- mistakes of lessons 18 and 20: the optimum, the best of n
 
 def best_of_n_mean_with(choose):
     """choose(scores, gold, n), which refuses what `best_of_n_mean` refuses."""
@@ -841,7 +841,7 @@ WRONG += [
 ]
 
 
-# ----------------------------------------------------- mistakes of lesson 16: values of states
+# ----------------------------------------------------- mistakes of lesson 17: values of states
 
 def knowing_the_token(logp, rewards, responses, gamma=1.0):
     """Values of the state after token t: the responses that share it are averaged too late."""

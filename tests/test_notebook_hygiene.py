@@ -45,14 +45,14 @@ LESSONS = {
            "spoiled_steps", "flawed_answer", "adversarial_pairs", "accuracy_by_flaw", "preferred_words", "length_balanced",
            "Audit", "audit", "score_function"],
     "13": ["safety_label_loss", "select_reward"],
-    "14": ["logit", "masked_mean", "whiten"],
-    "15": ["exact_kl", "kl_estimate", "kl_penalised_rewards", "Responses", "enumerate_responses", "token_log_probabilities",
+    "15": ["logit", "masked_mean", "whiten"],
+    "16": ["exact_kl", "kl_estimate", "kl_penalised_rewards", "Responses", "enumerate_responses", "token_log_probabilities",
            "log_probabilities", "response_kl", "exact_gradient"],
-    "16": ["gae", "ValueModel", "exact_values"],
-    "17": ["policy_loss", "value_loss", "clip_fraction", "small_policy", "rises", "RisesJudges", "objective", "optimal_policy"],
-    "18": ["Judges", "response_logprobs", "response_values", "Experience", "PPOSettings", "rollout", "ppo_step", "train_ppo",
+    "17": ["gae", "ValueModel", "exact_values"],
+    "18": ["policy_loss", "value_loss", "clip_fraction", "small_policy", "rises", "RisesJudges", "objective", "optimal_policy"],
+    "19": ["Judges", "response_logprobs", "response_values", "Experience", "PPOSettings", "rollout", "ppo_step", "train_ppo",
            "summary"],
-    "19": ["best_of_n_policy", "best_of_n_bound", "best_of_n_mean"],
+    "20": ["best_of_n_policy", "best_of_n_bound", "best_of_n_mean"],
 }
 
 
@@ -405,13 +405,13 @@ def test_rule_fires_on_a_spoiled_notebook(rule, spoil):
 
 
 def test_a_definition_taught_twice_or_not_at_home_is_found():
-    homes = {"14": "14_whiten", "16": "16_gae"}
-    right = {name: [stem] for number, stem in homes.items() for name in LESSONS[number]} | {"EPS": ["14_whiten"]}
+    homes = {"15": "15_whiten", "17": "17_gae"}
+    right = {name: [stem] for number, stem in homes.items() for name in LESSONS[number]} | {"EPS": ["15_whiten"]}
     assert list(misplaced(right, list(homes.values()))) == []
-    assert list(misplaced(right | {"EPS": ["14_whiten", "15_kl"]}, [])) == [
-        "EPS is taught more than once: 14_whiten, 15_kl"]
-    assert "gae is not taught in 16_gae" in list(misplaced({"gae": ["15_kl"]}, ["15_kl", "16_gae"]))
-    assert list(misplaced({}, ["16_gae"])) == [f"{name} is not taught in 16_gae" for name in LESSONS["16"]]
+    assert list(misplaced(right | {"EPS": ["15_whiten", "16_kl"]}, [])) == [
+        "EPS is taught more than once: 15_whiten, 16_kl"]
+    assert "gae is not taught in 17_gae" in list(misplaced({"gae": ["16_kl"]}, ["16_kl", "17_gae"]))
+    assert list(misplaced({}, ["17_gae"])) == [f"{name} is not taught in 17_gae" for name in LESSONS["17"]]
 
 
 # ------------------------------------------------------------------------------------ how nbval is made use of

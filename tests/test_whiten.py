@@ -1,4 +1,4 @@
-"""Logit, whitening and the reference numbers of lesson 14."""
+"""Logit, whitening and the reference numbers of lesson 15."""
 
 import pytest
 import torch

@@ -769,7 +769,7 @@ def kl_estimate(f):
     yield ("k3 is never negative", (f(policy, reference, "k3") >= 0).all().item(), True, "its minimum is 0 at logratio 0")
     slope = torch.stack([_gradient(lambda x, k=kind: f(x, torch.zeros(1, 1), k), _row(-0.5)) for kind in ("k1", "k2", "k3")])
     yield ("slopes at logratio -0.5", slope, torch.tensor([1.0, -0.5, 1 - math.exp(0.5)]).view(3, 1, 1),
-           "gradients must flow through logprobs; lesson 15 compares them")
+           "gradients must flow through logprobs; lesson 16 compares them")
     yield ("different shapes are refused", _error(lambda: f(torch.zeros(2, 2), torch.zeros(2, 1))), ValueError,
            "(B, 1) would broadcast")
     yield ("an unknown kind is refused", _error(lambda: f(policy, reference, "k4")), ValueError, "name the three kinds")
