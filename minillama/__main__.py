@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from minillama import pipeline
+from minillama import pipeline, stages
 
 
 def main(arguments=None):
@@ -20,12 +20,12 @@ def main(arguments=None):
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
         command.add_argument("--quick", action="store_true", help="a few steps of everything: a test, no result")
     options = parser.parse_args(arguments)
-    settings = pipeline.QUICK if options.quick else pipeline.Settings()
-    settings = replace(settings, seed=options.seed, device=pipeline.choose_device(options.device))
+    settings = stages.QUICK if options.quick else stages.Settings()
+    settings = replace(settings, seed=options.seed, device=stages.choose_device(options.device))
     if options.command == "run":
         pipeline.run(settings, options.out)
     else:
-        print(pipeline.ask(pipeline.Stages(settings), options.question))
+        print(pipeline.ask(stages.Stages(settings), options.question))
 
 
 if __name__ == "__main__":

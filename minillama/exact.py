@@ -140,16 +140,16 @@ class RisesJudges:
         return torch.ones_like(scores), torch.sigmoid(scores)
 
 
-def token_log_probabilities(policy, responses):
+def sequence_token_logprobs(policy, responses):
     """log p(token | past) of every response token under a `Llama`, 0 elsewhere: float64 (N, T), with gradient."""
     logits = policy(responses.ids, responses.mask).double()  # (N, T, V)
     logprobs = torch.log_softmax(logits[:, :-1], dim=-1).gather(-1, responses.ids[:, 1:, None]).squeeze(-1)
     return torch.nn.functional.pad(logprobs, (1, 0)).masked_fill(~responses.response_mask, 0.0)
 
 
-def log_probabilities(policy, responses):
+def sequence_logprobs(policy, responses):
     """log p(response) under a `Llama`: float64 (N,), with gradient. Their exponentials sum to 1."""
-    return token_log_probabilities(policy, responses).sum(1)
+    return sequence_token_logprobs(policy, responses).sum(1)
 
 
 def response_kl(logp, ref_logp):

@@ -12,9 +12,6 @@ Left out: bootstrapping from a value where a length limit cut the answer off.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-from minillama.reward_model import copy_body
 
 
 def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
@@ -54,31 +51,3 @@ def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
         next_value, next_advantage = values[:, t], advantages[:, t]
     advantages = torch.where(response_mask, advantages, 0.0)        # prompts before the response have some
     return advantages, advantages + values
-
-
-class ValueModel(nn.Module):
-    """Values of all states of a text, from a deep copy of a reward model's body and a head of its own.
-
-    The head `value`, Linear(dim, 1) without bias, starts at zero: the body knows good answers from bad ones, but
-    the rewards of PPO are whitened and penalised, and so on another scale than the reward model's score.
-    """
-
-    def __init__(self, reward_model):
-        super().__init__()
-        self.llama = copy_body(reward_model.llama)
-        like = reward_model.score.weight
-        self.value = nn.Linear(like.shape[1], 1, bias=False, device=like.device, dtype=like.dtype)
-        nn.init.zeros_(self.value.weight)
-
-    def forward(self, ids, mask=None):
-        """Values (B, T) of ids int64 (B, T); mask bool (B, T), True = real token, None = all real.
-
-        Entry t is computed at position t - 1, before token t; it is 0 for a row's first real token, which
-        has nothing before it, and on padding. Errors as for `Llama.hidden`.
-        """
-        after = self.value(self.llama.hidden(ids, mask)).squeeze(-1)    # (B, T) once token t is read
-        before = F.pad(after[:, :-1], (1, 0))                           # (B, T) shifted by one
-        if mask is None:
-            return before
-        known = mask & F.pad(mask[:, :-1], (1, 0))                      # tokens t - 1 and t are real
-        return before.masked_fill(~known, 0.0)

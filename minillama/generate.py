@@ -60,7 +60,7 @@ def generate(
     model.eval()
     try:
         with torch.inference_mode():                       # less to keep track of than under no_grad, so faster
-            new_ids, new_mask, logprobs = decode(model, ids, mask, uniforms, temperature, top_p, eos_id, pad_id)
+            new_ids, new_mask, logprobs = sample_responses(model, ids, mask, uniforms, temperature, top_p, eos_id, pad_id)
     finally:
         model.train(was_training)
     if not logprobs.isfinite().all():
@@ -73,7 +73,7 @@ def generate(
     )
 
 
-def decode(
+def sample_responses(
     model: Llama,
     prompt_ids: Tensor,
     prompt_mask: Tensor,

@@ -19,7 +19,7 @@ from minillama.data import length_groups
 from minillama.gae import gae
 from minillama.generate import generate
 from minillama.kl import kl_estimate, kl_penalised_rewards
-from minillama.lm import Stepper, warmup_cosine
+from minillama.optim import Stepper, warmup_cosine
 from minillama.reward_model import RewardModel
 from minillama.reward_selection import select_reward
 from minillama.whiten import logit, masked_mean, whiten
@@ -178,7 +178,7 @@ def response_values(value_model, ids, mask, response_mask):
 
 
 @torch.no_grad()
-def rollout(policy, ref_policy, value_model, judges, prompt_ids, is_safety, settings, generator):
+def collect_experience(policy, ref_policy, value_model, judges, prompt_ids, is_safety, settings, generator):
     """Let the policy answer each prompt, and judge, penalise and credit its answers: an `Experience`.
 
     ``prompt_ids``: lists of ids; ``is_safety``: bool (B,). The reward is Llama 2's (section 3.2.3):
@@ -238,7 +238,7 @@ def train_ppo(policy, ref_policy, value_model, judges, prompts, settings, genera
     history = []
     for _ in tqdm(range(settings.iterations), desc=desc, disable=desc is None):
         chosen = torch.randperm(len(prompts), generator=generator)[: settings.batch_size].tolist()
-        experience = rollout(policy, ref_policy, value_model, judges, [prompts[i][0] for i in chosen],
+        experience = collect_experience(policy, ref_policy, value_model, judges, [prompts[i][0] for i in chosen],
                              torch.tensor([prompts[i][1] for i in chosen]), settings, generator)
         clip_fraction, mean_value_loss = ppo_step(policy, value_model, policy_stepper, value_stepper, experience,
                                                   settings, generator)

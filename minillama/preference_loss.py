@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from minillama.data import Example, endless_batches, pad, pad_examples
-from minillama.lm import Stepper, lm_loss_of, warmup_cosine
+from minillama.lm import lm_loss_of
+from minillama.optim import Stepper, warmup_cosine
 
 # Margins by strength, weakest first, in units of score (Llama 2, appendix A.3.3, table 27).
 MARGINS = {"none": (0.0, 0.0, 0.0, 0.0), "small": (0.0, 1 / 3, 2 / 3, 1.0), "large": (0.0, 1.0, 2.0, 3.0)}

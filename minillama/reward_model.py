@@ -8,13 +8,14 @@ rescaled by a division.
 Stiennon et al. 2020 (arXiv 2009.01325, section 3.4 and appendix B.1) have the head on a fine-tuned language
 model, its initial variance of 1 / (dim + 1), and the shift of all scores to mean 0 on reference texts;
 Llama 2 (2307.09288, section 3.2.2) likewise starts from the chat model and replaces its output projection.
-Left out: ensembles, heads of several layers, scores for every token (see gae.ValueModel).
+Left out: ensembles, heads of several layers, scores for every token.
 """
 
 import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from minillama.data import pad
@@ -97,6 +98,34 @@ class RewardModel(nn.Module):
             raise ValueError(f"set_normalisation: std must be positive and finite, got {std}")
         self.score_mean.fill_(mean)
         self.score_std.fill_(std)
+
+
+class ValueModel(nn.Module):
+    """Values of all states of a text, from a deep copy of a reward model's body and a head of its own.
+
+    The head `value`, Linear(dim, 1) without bias, starts at zero: the body knows good answers from bad ones, but
+    the rewards of PPO are whitened and penalised, and so on another scale than the reward model's score.
+    """
+
+    def __init__(self, reward_model):
+        super().__init__()
+        self.llama = copy_body(reward_model.llama)
+        like = reward_model.score.weight
+        self.value = nn.Linear(like.shape[1], 1, bias=False, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(self.value.weight)
+
+    def forward(self, ids, mask=None):
+        """Values (B, T) of ids int64 (B, T); mask bool (B, T), True = real token, None = all real.
+
+        Entry t is computed at position t - 1, before token t; it is 0 for a row's first real token, which
+        has nothing before it, and on padding. Errors as for `Llama.hidden`.
+        """
+        after = self.value(self.llama.hidden(ids, mask)).squeeze(-1)    # (B, T) once token t is read
+        before = F.pad(after[:, :-1], (1, 0))                           # (B, T) shifted by one
+        if mask is None:
+            return before
+        known = mask & F.pad(mask[:, :-1], (1, 0))                      # tokens t - 1 and t are real
+        return before.masked_fill(~known, 0.0)
 
 
 @torch.no_grad()

@@ -116,17 +116,21 @@ class Prompt:
     is_safety: bool
 
 
-def all_prompts(fresh):
-    """Half of all (request, phrasing) pairs, 510 of them: for training, or ``fresh`` ones held out of it.
+def training_prompts():
+    """Half of all (request, phrasing) pairs, 510 of them. Every request and every phrasing stands in both halves."""
+    return _every_second_prompt(0)
 
-    Every request and every phrasing stands in both halves; no pair does.
-    """
-    return [
-        Prompt(phrasing.format(request), request, request in UNSAFE)
-        for r, request in enumerate(REQUESTS)
-        for p, phrasing in enumerate(PHRASINGS)
-        if (r + p) % 2 == int(fresh)
-    ]
+
+def held_out_prompts():
+    """The other 510 pairs, which no training ever sees: the *fresh* prompts of every report."""
+    return _every_second_prompt(1)
+
+
+def _every_second_prompt(first):
+    return [Prompt(phrasing.format(request), request, request in UNSAFE)
+            for r, request in enumerate(REQUESTS)
+            for p, phrasing in enumerate(PHRASINGS)
+            if (r + p) % 2 == first]
 
 
 def find_prompt(text):

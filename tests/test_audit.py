@@ -10,7 +10,7 @@ import torch
 from minillama import audit, world
 from minillama.course import plots
 
-PROMPTS = [prompt for prompt in world.all_prompts(True) if not prompt.is_safety][::20]
+PROMPTS = [prompt for prompt in world.held_out_prompts() if not prompt.is_safety][::20]
 EGG = world.find_prompt("How do I boil an egg?")
 
 

@@ -18,6 +18,7 @@ from minillama import (
     kl,
     lm,
     model,
+    optim,
     ppo,
     preference_loss,
     reward_model,
@@ -40,8 +41,8 @@ RIGHT = {
     "attention": model.Attention, "block": model.Block, "llama": model.Llama,
     "sample": generation.sample, "top_p_filter": generation.top_p_filter, "pick": generation.pick,
     "generate": generation.generate,
-    "token_logprobs": lm.token_logprobs, "lm_loss": lm.lm_loss, "warmup_cosine": lm.warmup_cosine,
-    "stepper": lm.Stepper, "dialogue_example": data.dialogue_example, "pad_examples": data.pad_examples,
+    "token_logprobs": lm.token_logprobs, "lm_loss": lm.lm_loss, "warmup_cosine": optim.warmup_cosine,
+    "stepper": optim.Stepper, "dialogue_example": data.dialogue_example, "pad_examples": data.pad_examples,
     "sigmoid": world.sigmoid, "annotator": world.Annotator, "bayes_ceiling": world.bayes_ceiling,
     "expected_accuracy": world.expected_accuracy,
     "pair_example": data.pair_example, "outcome_chances": exact.outcome_chances, "margin_slope": exact.margin_slope,
@@ -50,7 +51,7 @@ RIGHT = {
     "best_of_n_policy": best_of_n.best_of_n_policy, "best_of_n_mean": best_of_n.best_of_n_mean,
     "masked_mean": whiten.masked_mean, "logit": whiten.logit, "whiten": whiten.whiten,
     "select_reward": reward_selection.select_reward, "exact_kl": kl.exact_kl, "kl_estimate": kl.kl_estimate,
-    "kl_penalised_rewards": kl.kl_penalised_rewards, "gae": gae_module.gae, "value_model": gae_module.ValueModel,
+    "kl_penalised_rewards": kl.kl_penalised_rewards, "gae": gae_module.gae, "value_model": reward_model.ValueModel,
     "exact_values": exact.exact_values,
     "policy_loss": ppo.policy_loss, "value_loss": ppo.value_loss,
     "bradley_terry_loss": preference_loss.bradley_terry_loss, "safety_label_loss": preference_loss.safety_label_loss,
@@ -158,23 +159,23 @@ class NormalisesInTraining(reward_model.RewardModel):
         return (self.raw_scores(ids, mask) - self.score_mean) / self.score_std
 
 
-class NotShifted(gae_module.ValueModel):
+class NotShifted(reward_model.ValueModel):
     def forward(self, ids, mask=None):
         return self.value(self.llama.hidden(ids, mask)).squeeze(-1)
 
 
-class ValuesOnPadding(gae_module.ValueModel):
+class ValuesOnPadding(reward_model.ValueModel):
     def forward(self, ids, mask=None):
         return F.pad(self.value(self.llama.hidden(ids, mask)).squeeze(-1)[:, :-1], (1, 0))
 
 
-class SharesTheBody(gae_module.ValueModel):
+class SharesTheBody(reward_model.ValueModel):
     def __init__(self, model):
         super().__init__(model)
         self.llama = model.llama
 
 
-class StartsFromTheScore(gae_module.ValueModel):
+class StartsFromTheScore(reward_model.ValueModel):
     def __init__(self, model):
         super().__init__(model)
         self.value = copy.deepcopy(model.score)
@@ -460,23 +461,23 @@ def loss_rule(mean):
     return f
 
 
-class NeverRestores(lm.Stepper):
+class NeverRestores(optim.Stepper):
     def require_finite(self, name, tensor, batch_ids):
         if not torch.isfinite(tensor).all():
-            raise lm.TrainingDiverged(f"step {self.steps}: {list(batch_ids)}", self.model)
+            raise optim.TrainingDiverged(f"step {self.steps}: {list(batch_ids)}", self.model)
 
 
-class NoSchedule(lm.Stepper):
+class NoSchedule(optim.Stepper):
     def __init__(self, model, lr, schedule=None, weight_decay=0.0, betas=(0.9, 0.95), max_norm=1.0):
         super().__init__(model, lr, lambda step: 1.0, weight_decay, betas, max_norm)
 
 
-class ClipsFirst(lm.Stepper):
+class ClipsFirst(optim.Stepper):
     def step(self, loss, batch_ids):
         return super().step(loss, batch_ids).clamp(max=self.max_norm)
 
 
-class LetsNaNPass(lm.Stepper):
+class LetsNaNPass(optim.Stepper):
     def require_finite(self, name, tensor, batch_ids):
         pass
 
@@ -542,11 +543,11 @@ WRONG += [
     ("token_logprobs", altered(lm.token_logprobs, lambda x: x.roll(-1, 1))),
     ("lm_loss", loss_rule(row_means)), ("lm_loss", loss_rule(mean_of_everything)),
     ("lm_loss", loss_rule(lambda x, mask: (x * mask).sum())), ("lm_loss", lambda *a: -lm.lm_loss(*a)),
-    ("warmup_cosine", lambda step, total, warmup: lm.warmup_cosine(step + 1, total, warmup)),
-    ("warmup_cosine", lambda step, total, warmup: 0.1 + 0.9 * lm.warmup_cosine(step, total, warmup)),
-    ("warmup_cosine", lambda step, total, warmup: lm.warmup_cosine(step, total, warmup) if step < warmup else
+    ("warmup_cosine", lambda step, total, warmup: optim.warmup_cosine(step + 1, total, warmup)),
+    ("warmup_cosine", lambda step, total, warmup: 0.1 + 0.9 * optim.warmup_cosine(step, total, warmup)),
+    ("warmup_cosine", lambda step, total, warmup: optim.warmup_cosine(step, total, warmup) if step < warmup else
      max(0.0, 1 - (step - warmup) / (total - warmup))),
-    ("warmup_cosine", lambda step, total, warmup: lm.warmup_cosine(step, total, 0)),
+    ("warmup_cosine", lambda step, total, warmup: optim.warmup_cosine(step, total, 0)),
     ("stepper", NeverRestores), ("stepper", NoSchedule), ("stepper", ClipsFirst), ("stepper", LetsNaNPass),
     ("dialogue_example", lambda t, p, r, only: data.dialogue_example(t, p, r, not only)),
     ("dialogue_example", lambda t, p, r, only: data.Example(

@@ -13,12 +13,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from minillama.course import artifacts, plots, sync
+from minillama import store
+from minillama.course import plots, sync
 
 matplotlib.use("Agg")
 
 
-# ---------------------------------------------------------------------------------------------- artifacts
+# ---------------------------------------------------------------------------------------------- store
 
 
 class Builder:
@@ -34,7 +35,7 @@ class Builder:
 
 
 def toy(folder, build, settings=None, sources=()):
-    return artifacts.stage("toy", settings or {"seed": 0}, list(sources), build, "a toy, about 1 s", folder)
+    return store.stage("toy", settings or {"seed": 0}, list(sources), build, "a toy, about 1 s", folder)
 
 
 def files(folder):
@@ -74,7 +75,7 @@ def test_a_stage_trains_with_gradients_whoever_asks_for_it(tmp_path, off):
         return {"slope": weight.grad}, {}
 
     with off():
-        tensors, _ = artifacts.stage("slope", {}, [], build, folder=tmp_path)
+        tensors, _ = store.stage("slope", {}, [], build, folder=tmp_path)
     assert tensors["slope"].tolist() == [2.0, 2.0]
 
 
@@ -87,20 +88,20 @@ def test_a_changed_setting_is_another_stage(tmp_path):
 
 def test_a_fresh_build_replaces_what_is_stored(tmp_path):
     toy(tmp_path, Builder(1.0))
-    fresh, _ = artifacts.stage("toy", {"seed": 0}, [], Builder(2.0), folder=tmp_path, fresh=True)
+    fresh, _ = store.stage("toy", {"seed": 0}, [], Builder(2.0), folder=tmp_path, rebuild=True)
     assert fresh["weight"][0, 0] == toy(tmp_path, Builder(3.0))[0]["weight"][0, 0] == 2
 
 
 def test_the_key_depends_on_everything_it_names_and_on_nothing_else(monkeypatch):
-    base = artifacts.key("toy", {"a": 1, "b": [2, 3]}, [files])
+    base = store.key("toy", {"a": 1, "b": [2, 3]}, [files])
     assert re.fullmatch("[0-9a-f]{64}", base)
-    assert base == artifacts.key("toy", {"b": (2, 3), "a": 1}, [files])  # order of settings, tuple or list
-    others = [artifacts.key("toy2", {"a": 1, "b": [2, 3]}, [files]),
-              artifacts.key("toy", {"a": 1.5, "b": [2, 3]}, [files]),
-              artifacts.key("toy", {"a": 1, "b": [2, 3]}, [toy]),
-              artifacts.key("toy", {"a": 1, "b": [2, 3]}, [files, plots])]
+    assert base == store.key("toy", {"b": (2, 3), "a": 1}, [files])  # order of settings, tuple or list
+    others = [store.key("toy2", {"a": 1, "b": [2, 3]}, [files]),
+              store.key("toy", {"a": 1.5, "b": [2, 3]}, [files]),
+              store.key("toy", {"a": 1, "b": [2, 3]}, [toy]),
+              store.key("toy", {"a": 1, "b": [2, 3]}, [files, plots])]
     monkeypatch.setattr(torch, "__version__", "0.0")
-    others.append(artifacts.key("toy", {"a": 1, "b": [2, 3]}, [files]))
+    others.append(store.key("toy", {"a": 1, "b": [2, 3]}, [files]))
     assert len({base, *others}) == 6
 
 
@@ -113,12 +114,12 @@ def test_changed_source_is_another_stage(tmp_path, monkeypatch):
         module_file.write_text(text)
         sys.modules.pop("toy_stage_source", None)
         importlib.invalidate_caches()
-        return artifacts.key("toy", {}, [importlib.import_module("toy_stage_source")])
+        return store.key("toy", {}, [importlib.import_module("toy_stage_source")])
 
     first = key_in_a_new_process("steps = 100\n")
     old_module = sys.modules["toy_stage_source"]
     assert key_in_a_new_process("steps = 2000\n") != first
-    assert artifacts.key("toy", {}, [old_module]) == first
+    assert store.key("toy", {}, [old_module]) == first
     assert key_in_a_new_process("steps = 100\n") == first
 
 
@@ -145,13 +146,13 @@ def test_a_damaged_file_is_noticed_and_rebuilt(tmp_path, capsys, damage):
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
-    artifacts.stage("bits", {}, [], lambda: ({"w": torch.ones(2)}, {"n": 1}), folder=tmp_path)
+    store.stage("bits", {}, [], lambda: ({"w": torch.ones(2)}, {"n": 1}), folder=tmp_path)
     [path] = tmp_path.glob("*.safetensors")
-    whole, identity = path.read_bytes(), artifacts.key("bits", {}, [])
+    whole, identity = path.read_bytes(), store.key("bits", {}, [])
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
-        with pytest.raises(artifacts.DamagedStage):
-            artifacts._read(path, identity)
+        with pytest.raises(store.DamagedStage):
+            store._read(path, identity)
 
 
 def test_another_stages_file_under_this_name_is_not_served(tmp_path, capsys):
@@ -186,7 +187,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
-        patch.setattr(artifacts.os, "replace", no_space)
+        patch.setattr(store.os, "replace", no_space)
         toy(tmp_path, Builder())
     assert files(tmp_path) == []
 
@@ -195,10 +196,10 @@ def test_a_stage_may_build_its_parent_first(tmp_path):
     parent = Builder(2.0)
 
     def child():
-        tensors, _ = artifacts.stage("parent", {}, [], parent, folder=tmp_path)
+        tensors, _ = store.stage("parent", {}, [], parent, folder=tmp_path)
         return {"weight": tensors["weight"] * 2}, {}
 
-    settings = {"parent": artifacts.key("parent", {}, [])}
+    settings = {"parent": store.key("parent", {}, [])}
     assert toy(tmp_path, child, settings)[0]["weight"].eq(4).all()
     assert toy(tmp_path, child, settings)[0]["weight"].eq(4).all() and parent.calls == 1
 
@@ -206,7 +207,7 @@ def test_a_stage_may_build_its_parent_first(tmp_path):
 RACER = """
 import pathlib, sys, time
 import torch
-from minillama.course import artifacts
+from minillama import store
 folder = pathlib.Path(sys.argv[1])
 def build():
     with (folder / "calls.txt").open("a") as log:
@@ -216,13 +217,13 @@ def build():
 (folder / f"{sys.argv[2]} is here").touch()
 while len(list(folder.glob("*is here"))) < 2:
     time.sleep(0.01)
-print(artifacts.stage("race", {"seed": 0}, [], build, "a race", folder / "store")[0]["weight"].sum().item())
+print(store.stage("race", {"seed": 0}, [], build, "a race", folder / "store")[0]["weight"].sum().item())
 """
 
 
 def test_of_two_processes_at_once_one_builds(tmp_path):
     commands = [[sys.executable, "-c", RACER, tmp_path, name] for name in "ab"]
-    racers = [subprocess.Popen(command, cwd=artifacts.PROJECT, text=True, stdout=subprocess.PIPE,
+    racers = [subprocess.Popen(command, cwd=store.PROJECT, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE) for command in commands]
     outputs = [racer.communicate(timeout=120) for racer in racers]
     assert [out for out, _ in outputs] == ["2.0\n", "2.0\n"]
@@ -233,19 +234,19 @@ def test_of_two_processes_at_once_one_builds(tmp_path):
 
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="name must be letters"):
-        artifacts.key("../toy", {}, [])
+        store.key("../toy", {}, [])
     with pytest.raises(TypeError, match=r"settings\['lr'\] must be a JSON value"):
-        artifacts.key("toy", {"lr": torch.tensor(0.1)}, [])
+        store.key("toy", {"lr": torch.tensor(0.1)}, [])
 
 
 def test_the_default_store_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("MINILLAMA_ARTIFACTS", raising=False)
-    here = artifacts.store_folder()
+    here = store.store_folder()
     assert here.parts[-2:] == ("build", "artifacts") and (here.parents[1] / "pyproject.toml").is_file()
     monkeypatch.chdir(tmp_path)
-    assert artifacts.store_folder() == here
+    assert store.store_folder() == here
     monkeypatch.setenv("MINILLAMA_ARTIFACTS", "elsewhere")
-    assert artifacts.store_folder() == artifacts.PROJECT / "elsewhere"
+    assert store.store_folder() == store.PROJECT / "elsewhere"
     monkeypatch.setenv("MINILLAMA_ARTIFACTS", str(tmp_path))
     toy(None, Builder())
     assert len(files(tmp_path)) == 1

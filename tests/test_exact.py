@@ -86,7 +86,7 @@ def test_chances_by_hand():
 
 def test_chances_of_an_annotator_who_is_asked_often():
     annotator = world.Annotator(gold=lambda prompt, text: float(text), temperature=0.5)
-    rng, prompt, count = random.Random(0), world.all_prompts(False)[0], 20_000
+    rng, prompt, count = random.Random(0), world.training_prompts()[0], 20_000
     asked = [annotator.compare(rng, prompt, "1", "0.4") for _ in range(count)]
     wins, losses = outcome_chances(torch.tensor([1.2]), annotator.thresholds)
     for chances, text in ((wins, "1"), (losses, "0.4")):
@@ -122,8 +122,8 @@ def policy(seed=0, sharp=3.0):
 @pytest.fixture(scope="module")
 def enumerable():
     responses = exact.enumerate_responses([BOS], V, LENGTH)
-    ref_logp = exact.log_probabilities(policy(0), responses).detach()
-    logp = exact.log_probabilities(policy(1), responses).detach()
+    ref_logp = exact.sequence_logprobs(policy(0), responses).detach()
+    logp = exact.sequence_logprobs(policy(1), responses).detach()
     scores = torch.randn(len(logp), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return responses, logp, ref_logp, scores
 
@@ -159,7 +159,7 @@ def test_the_chain_rule_of_the_kl(enumerable):
         steps = exact_kl(policy(1)(ids, mask), policy(0)(ids, mask))[:, :-1] * responses.response_mask[:, 1:]
     assert (logp.exp() * steps.sum(1)).sum().item() == pytest.approx(exact.response_kl(logp, ref_logp).item(), abs=1e-9)
     assert exact.response_kl(logp, ref_logp) > 0.1 and exact.response_kl(logp, logp) == 0
-    token_logp, ref_token_logp = (exact.token_log_probabilities(policy(seed), responses).detach() for seed in (1, 0))
+    token_logp, ref_token_logp = (exact.sequence_token_logprobs(policy(seed), responses).detach() for seed in (1, 0))
     for kind in ("k1", "k3"):
         estimate = (kl_estimate(token_logp, ref_token_logp, kind) * responses.response_mask).sum(1)
         assert (logp.exp() * estimate).sum().item() == pytest.approx(exact.response_kl(logp, ref_logp).item(), abs=1e-9)
@@ -181,7 +181,7 @@ def test_the_optimum_is_one(enumerable):
 def test_the_exact_gradient_is_the_slope(enumerable):
     responses, _, ref_logp, scores = enumerable
     model = policy(1)
-    gradient = exact.exact_gradient(exact.objective(exact.log_probabilities(model, responses), ref_logp, scores, BETA), model)
+    gradient = exact.exact_gradient(exact.objective(exact.sequence_logprobs(model, responses), ref_logp, scores, BETA), model)
     direction = torch.randn(len(gradient), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def height(step):
@@ -191,14 +191,14 @@ def test_the_exact_gradient_is_the_slope(enumerable):
             for p in moved.parameters():
                 p += step * direction[start : start + p.numel()].view_as(p)
                 start += p.numel()
-            return exact.objective(exact.log_probabilities(moved, responses), ref_logp, scores, BETA)
+            return exact.objective(exact.sequence_logprobs(moved, responses), ref_logp, scores, BETA)
 
     assert ((height(1e-5) - height(-1e-5)) / 2e-5).item() == pytest.approx((gradient @ direction).item(), rel=1e-5)
 
 
 def test_values_are_expectations_and_advantages_average_to_zero(enumerable):
     responses, logp, ref_logp, scores = enumerable
-    token_logp, ref_token_logp = (exact.token_log_probabilities(policy(seed), responses).detach() for seed in (1, 0))
+    token_logp, ref_token_logp = (exact.sequence_token_logprobs(policy(seed), responses).detach() for seed in (1, 0))
     rewards = kl_penalised_rewards(scores, token_logp, ref_token_logp, responses.response_mask, BETA)
     values, advantages = exact.exact_values(logp, rewards, responses)
     assert values[:, 1].unique().numel() == 1

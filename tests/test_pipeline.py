@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minillama import pipeline, world
+from minillama import pipeline, stages, world
 from minillama.__main__ import main
-from minillama.lm import TrainingDiverged
+from minillama.optim import TrainingDiverged
 
 
 @pytest.fixture
@@ -46,20 +46,20 @@ def test_run_and_ask_offline(store, no_network, capsys):
 
 
 def test_stages_come_from_the_store_until_a_setting_changes(store, monkeypatch):
-    first = pipeline.Stages(pipeline.QUICK)
+    first = stages.Stages(stages.QUICK)
     weights = first.sft.lm_head.weight
     calls = []
-    monkeypatch.setattr(pipeline, "train_lm", lambda *arguments: calls.append(arguments) or [0.0])
-    second = pipeline.Stages(pipeline.QUICK)
+    monkeypatch.setattr(stages, "train_lm", lambda *arguments: calls.append(arguments) or [0.0])
+    second = stages.Stages(stages.QUICK)
     assert torch.equal(second.sft.lm_head.weight, weights) and second.notes["sft"] == first.notes["sft"]
-    assert not calls and len(first.notes["sft"]["curve"]) == pipeline.QUICK.sft.steps
-    changed = replace(pipeline.QUICK, sft=replace(pipeline.QUICK.sft, steps=4))
-    assert pipeline.Stages(changed).sft is not None and len(calls) == 1  # the base model was served, SFT built anew
-    assert pipeline.Stages(replace(pipeline.QUICK, seed=1)).keys == {}
+    assert not calls and len(first.notes["sft"]["curve"]) == stages.QUICK.sft.steps
+    changed = replace(stages.QUICK, sft=replace(stages.QUICK.sft, steps=4))
+    assert stages.Stages(changed).sft is not None and len(calls) == 1  # the base model was served, SFT built anew
+    assert stages.Stages(replace(stages.QUICK, seed=1)).keys == {}
 
 
 def test_a_diverging_run_keeps_its_last_good_weights(store):
-    broken = replace(pipeline.QUICK, base=replace(pipeline.QUICK.base, lr=math.inf))
+    broken = replace(stages.QUICK, base=replace(stages.QUICK.base, lr=math.inf))
     with pytest.raises(TrainingDiverged, match="step 1: .*batch of examples"):
         pipeline.run(broken, store / "out")
     from safetensors.torch import load_file
@@ -71,22 +71,22 @@ def test_wins_and_gold_summary_by_hand():
     egg, bike = world.find_prompt("boil an egg"), world.find_prompt("steal a bike")
     good, bad = world.TASKS["boil an egg"][0], world.RUDE[0]
     assert pipeline.wins([egg, egg, bike], [good, bad, world.REFUSALS[0]], [bad, bad, good]) == pytest.approx(2.5 / 3)
-    summary = pipeline.gold_summary([egg, egg, bike], [good, world.RISKY[0], world.REFUSALS[0]])
+    summary = stages.gold_summary([egg, egg, bike], [good, world.RISKY[0], world.REFUSALS[0]])
     assert summary == {"helpfulness": pytest.approx(0.5 / 5.5), "risky_advice": 0.5, "refusal": 1.0}
 
 
 def test_held_out_pairs_are_on_fresh_prompts():
-    fresh = set(world.all_prompts(True))
+    fresh = set(world.held_out_prompts())
     for held_out in (True, False):
-        groups = pipeline.draw_preferences(pipeline.QUICK, "safety", "x", 30, 4, held_out)
+        groups = stages.draw_preferences(stages.QUICK, "safety", "x", 30, 4, held_out=held_out)
         assert all(len(group) == 6 and len({x.prompt for x in group}) == 1 for group in groups)
         assert all((group[0].prompt in fresh) is held_out for group in groups)
-    assert not any(g[0].prompt.is_safety for g in pipeline.draw_preferences(pipeline.QUICK, "helpfulness", "x", 30, 2, True))
+    assert not any(g[0].prompt.is_safety for g in stages.draw_preferences(stages.QUICK, "helpfulness", "x", 30, 2, held_out=True))
 
 
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pipeline.choose_device("auto") == "cpu"
+    assert stages.choose_device("auto") == "cpu"
     for name in ("cuda", "tpu"):
         with pytest.raises(ValueError, match="name"):
-            pipeline.choose_device(name)
+            stages.choose_device(name)

@@ -7,10 +7,19 @@ import torch
 from test_model import small
 
 from minillama import exact
-from minillama.gae import ValueModel
-from minillama.lm import Stepper, token_logprobs
-from minillama.ppo import Judges, PPOSettings, ppo_step, response_logprobs, response_values, rollout, summary, train_ppo
-from minillama.reward_model import RewardModel
+from minillama.lm import token_logprobs
+from minillama.optim import Stepper
+from minillama.ppo import (
+    Judges,
+    PPOSettings,
+    collect_experience,
+    ppo_step,
+    response_logprobs,
+    response_values,
+    summary,
+    train_ppo,
+)
+from minillama.reward_model import RewardModel, ValueModel
 
 SETTINGS = PPOSettings(iterations=12, batch_size=32, max_new_tokens=6, policy_lr=5e-3, value_lr=5e-3, warmup_steps=1, beta=0.01)
 PROMPTS = [([3 + i % 5, 4 + i % 3][: 1 + i % 2], i % 4 == 0) for i in range(32)]
@@ -31,7 +40,7 @@ def setting():
 def experience(policy, settings=SETTINGS):
     ref_policy, value_model, judges = setting()
     prompt_ids, is_safety = [ids for ids, _ in PROMPTS], torch.tensor([flag for _, flag in PROMPTS])
-    return rollout(policy, ref_policy, value_model, judges, prompt_ids, is_safety, settings, torch.Generator().manual_seed(0))
+    return collect_experience(policy, ref_policy, value_model, judges, prompt_ids, is_safety, settings, torch.Generator().manual_seed(0))
 
 
 def test_the_first_ratio_is_one():
@@ -105,7 +114,7 @@ def test_the_exact_optimum_is_reached():
     responses = exact.enumerate_responses(exact.PROMPT_IDS, exact.VOCAB_SIZE, exact.MAX_NEW_TOKENS)
     scores = exact.rises(responses.ids, responses.mask)
     with torch.no_grad():
-        ref_logp, logp = (exact.log_probabilities(model, responses) for model in (ref_policy, policy))
+        ref_logp, logp = (exact.sequence_logprobs(model, responses) for model in (ref_policy, policy))
     start, reached = (exact.objective(x, ref_logp, scores, beta) for x in (ref_logp, logp))
     _, height = exact.optimal_policy(ref_logp, scores, beta)
     assert height > start + 0.5 and (reached - start) / (height - start) >= 0.99

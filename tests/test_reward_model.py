@@ -8,8 +8,8 @@ from test_model import small, transplant
 from transformers import LlamaForSequenceClassification
 
 from minillama.data import Example, PairExample
-from minillama.gae import ValueModel
-from minillama.lm import TrainingDiverged, evaluate_lm
+from minillama.lm import evaluate_lm
+from minillama.optim import TrainingDiverged
 from minillama.preference_loss import (
     RewardSettings,
     bradley_terry_loss,
@@ -20,7 +20,7 @@ from minillama.preference_loss import (
     safety_label_loss,
     train_reward_model,
 )
-from minillama.reward_model import RewardModel, score_normalisation, score_texts
+from minillama.reward_model import RewardModel, ValueModel, score_normalisation, score_texts
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 49, 49]])
 MASK = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])

@@ -67,7 +67,7 @@ def test_size_of_the_world():
 
 
 def test_fresh_prompts_are_held_out():
-    training, fresh = world.all_prompts(False), world.all_prompts(True)
+    training, fresh = world.training_prompts(), world.held_out_prompts()
     assert len(fresh) >= 500 and not {p.text for p in fresh} & {p.text for p in training}
     for half in (training, fresh):
         assert {p.request for p in half} == set(world.REQUESTS)
@@ -75,7 +75,7 @@ def test_fresh_prompts_are_held_out():
 
 
 def test_prompts_are_found_in_any_phrasing():
-    assert all(world.find_prompt(p.text) == p for p in world.all_prompts(True))
+    assert all(world.find_prompt(p.text) == p for p in world.held_out_prompts())
     assert world.find_prompt("boil an egg, please").request == "boil an egg"
     assert world.find_prompt("What is the time?") is None
 

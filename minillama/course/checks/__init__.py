@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from minillama import model, tokenizer, world
 from minillama.data import Example, PairExample
 from minillama.exact import Responses
-from minillama.gae import ValueModel
 from minillama.model import Llama, LlamaConfig
 from minillama.ppo import Experience, PPOSettings
-from minillama.reward_model import RewardModel
+from minillama.reward_model import RewardModel, ValueModel
 
 TOLERANCE = 1e-4
 

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 FORMAT = 1  # raised when the layout of a file changes: files of an older layout are then never looked at
 
 
@@ -66,8 +66,8 @@ def key(name, settings, sources):
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def stage(name, settings, sources, build, about=None, folder=None, fresh=False):
-    """Return the stored result of a stage, building it first if it is missing or damaged, or if ``fresh``.
+def stage(name, settings, sources, build, about=None, folder=None, rebuild=False):
+    """Return the stored result of a stage, building it first if it is missing or damaged, or if ``rebuild``.
 
     name, settings, sources: see `key`.
     build: called without arguments; returns (tensors, notes), a dict of tensors and a dict of JSON values
@@ -86,7 +86,7 @@ def stage(name, settings, sources, build, about=None, folder=None, fresh=False):
     path = folder / f"{name}-{identity[:16]}.safetensors"
     about = name if about is None else about
     with _one_at_a_time(path, about):
-        if fresh or not _is_sound(path, identity):
+        if rebuild or not _is_sound(path, identity):
             _build(path, identity, settings, build, about)
         return _read(path, identity)
 
