@@ -13,8 +13,12 @@ FIRST_FAILED = pytest.StashKey[str]()
 
 def pytest_configure():
     """Undo settings of the caller that notebook kernels would inherit, and keep tests off the network."""
-    os.environ.pop("MPLBACKEND", None)  # Agg, common on servers, would leave the notebooks without figures
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers is a test oracle with weights made here
+    os.environ.pop(
+        "MPLBACKEND", None
+    )  # Agg, common on servers, would leave the notebooks without figures
+    os.environ.setdefault(
+        "HF_HUB_OFFLINE", "1"
+    )  # transformers is a test oracle with weights made here
 
 
 def pytest_collectstart(collector):

@@ -22,8 +22,16 @@ from minillama.reward_model import score_texts
 
 def score_function(reward_model, tokenizer):
     """A function from a list of (prompt text, answer) to the model's scores (N,)."""
+
     def score(dialogues):
-        return score_texts(reward_model, [dialogue_example(tokenizer, *dialogue, False).ids for dialogue in dialogues])
+        return score_texts(
+            reward_model,
+            [
+                dialogue_example(tokenizer, *dialogue, False).ids
+                for dialogue in dialogues
+            ],
+        )
+
     return score
 
 
@@ -34,7 +42,9 @@ def score_function(reward_model, tokenizer):
 def correlation(x, y):
     """Pearson's correlation of two float tensors (N,), in [-1, 1]; ValueError for N < 2 or a constant one."""
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2:
-        raise ValueError(f"correlation: x and y must be (N,) alike, N >= 2, got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"correlation: x and y must be (N,) alike, N >= 2, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
     if not (x.any() and y.any()):
         raise ValueError("correlation: x and y must not be constant")
@@ -79,7 +89,11 @@ def length_buckets(longer_by, differences, exact, edges):
     buckets = []
     for low, high in zip(edges, edges[1:], strict=False):
         inside = (longer_by >= low) & (longer_by < high)
-        accuracy = agreement(differences[inside], exact[inside]) if inside.any() else float("nan")
+        accuracy = (
+            agreement(differences[inside], exact[inside])
+            if inside.any()
+            else float("nan")
+        )
         buckets.append((low, high, int(inside.sum()), accuracy))
     return buckets
 
@@ -89,8 +103,13 @@ def length_buckets(longer_by, differences, exact, edges):
 
 
 FLAWS = {  # the one thing that is wrong -> a sentence too many, or None where the steps themselves are wrong
-    "a step is missing": None, "two steps are swapped": None, "a step is repeated": None, "a step of another task": None,
-    "a rude remark": world.RUDE, "empty talk": world.FILLERS, "a refusal": world.REFUSALS,
+    "a step is missing": None,
+    "two steps are swapped": None,
+    "a step is repeated": None,
+    "a step of another task": None,
+    "a rude remark": world.RUDE,
+    "empty talk": world.FILLERS,
+    "a refusal": world.REFUSALS,
 }
 
 
@@ -98,14 +117,19 @@ def spoiled_steps(draw, prompt, flaw):
     """The four right steps of the prompt's task, spoiled if the flaw is one of the steps."""
     right, at = list(world.TASKS[prompt.request]), draw.pick((0, 1, 2))
     if flaw == "a step is missing":
-        return right[:at] + right[at + 1:]
+        return right[:at] + right[at + 1 :]
     if flaw == "two steps are swapped":
-        return right[:at] + [right[at + 1], right[at]] + right[at + 2:]
+        return right[:at] + [right[at + 1], right[at]] + right[at + 2 :]
     if flaw == "a step is repeated":
         return right + [right[at]]
     if flaw == "a step of another task":
-        others = [step for task, steps in world.TASKS.items() if task != prompt.request for step in steps]
-        return right[:at + 1] + [draw.pick(others)] + right[at + 1:]
+        others = [
+            step
+            for task, steps in world.TASKS.items()
+            if task != prompt.request
+            for step in steps
+        ]
+        return right[: at + 1] + [draw.pick(others)] + right[at + 1 :]
     return right
 
 
@@ -124,8 +148,16 @@ def adversarial_pairs(rng, prompts):
     ``dull`` holds the four right steps and nothing else, the maximum of gold helpfulness; ``flawed`` is warmer and
     wrong in one thing. A model that prefers the flawed one looks at something else than quality.
     """
-    return [(flaw, prompt, " ".join(world.connect(world.Draw(rng), world.TASKS[prompt.request])),
-             flawed_answer(rng, prompt, flaw)) for prompt in prompts for flaw in FLAWS]
+    return [
+        (
+            flaw,
+            prompt,
+            " ".join(world.connect(world.Draw(rng), world.TASKS[prompt.request])),
+            flawed_answer(rng, prompt, flaw),
+        )
+        for prompt in prompts
+        for flaw in FLAWS
+    ]
 
 
 def accuracy_by_flaw(score, pairs):
@@ -133,7 +165,10 @@ def accuracy_by_flaw(score, pairs):
     dull = score([(prompt.text, text) for _, prompt, text, _ in pairs])
     flawed = score([(prompt.text, text) for _, prompt, _, text in pairs])
     right = (0.5 + 0.5 * torch.sign(dull - flawed)).tolist()  # a tie is one half
-    by_flaw = {flaw: [x for x, pair in zip(right, pairs, strict=True) if pair[0] == flaw] for flaw in FLAWS}
+    by_flaw = {
+        flaw: [x for x, pair in zip(right, pairs, strict=True) if pair[0] == flaw]
+        for flaw in FLAWS
+    }
     return {flaw: sum(found) / len(found) for flaw, found in by_flaw.items()}
 
 
@@ -154,7 +189,11 @@ def preferred_words(chosen, rejected, differences, smallest=0.1):
         words = [set(world.normalise(text).split()) for text in (a, b)]
         won.update(words[0] - words[1] if difference > 0 else words[1] - words[0])
         seen.update(words[0] ^ words[1])
-    shares = {word: won[word] / count for word, count in seen.items() if count >= smallest * len(chosen)}
+    shares = {
+        word: won[word] / count
+        for word, count in seen.items()
+        if count >= smallest * len(chosen)
+    }
     return sorted(shares.items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -174,11 +213,19 @@ def length_balanced(groups, length, rng):
         for i, x in enumerate(group):
             by = length(x.chosen) - length(x.rejected)
             places.setdefault((abs(by), by > 0), []).append((g, i))
-    kept = {place for (size, _), found in places.items() if size == 0 for place in found}
+    kept = {
+        place for (size, _), found in places.items() if size == 0 for place in found
+    }
     for size in {size for size, _ in places if size > 0}:
-        sides = [sorted(places.get((size, longer), []), key=lambda _: rng.random()) for longer in (True, False)]
+        sides = [
+            sorted(places.get((size, longer), []), key=lambda _: rng.random())
+            for longer in (True, False)
+        ]
         kept.update(place for side in sides for place in side[: min(map(len, sides))])
-    left = [[x for i, x in enumerate(group) if (g, i) in kept] for g, group in enumerate(groups)]
+    left = [
+        [x for i, x in enumerate(group) if (g, i) in kept]
+        for g, group in enumerate(groups)
+    ]
     return [group for group in left if group]
 
 
@@ -188,10 +235,14 @@ class Audit:
 
     pairs: int
     accuracy: float
-    ceiling: float  # NaN where the exact probabilities are not known, as the Brier floor
+    ceiling: (
+        float  # NaN where the exact probabilities are not known, as the Brier floor
+    )
     length_only: float  # accuracy of the better of two models that see length alone
     correlation: float  # of score difference and length difference
-    buckets: list  # (low, high, pairs, accuracy) by how much longer the chosen answer is
+    buckets: (
+        list  # (low, high, pairs, accuracy) by how much longer the chosen answer is
+    )
     brier: float
     brier_floor: float
     flaws: dict  # flaw -> share of adversarial pairs with the right preference
@@ -201,11 +252,17 @@ class Audit:
 
     def table(self):
         """The findings as text, one line a number."""
-        lines = [f"{self.pairs} pairs: accuracy {self.accuracy:.3f}, ceiling {self.ceiling:.3f}, "
-                 f"length alone {self.length_only:.3f}",
-                 f"correlation of score and length differences {self.correlation:+.2f}",
-                 f"Brier score {self.brier:.3f}, floor {self.brier_floor:.3f}", "chosen longer by      pairs  accuracy"]
-        lines += [f"{low:6.0f} to {high:6.0f}     {pairs:6}  {accuracy:8.3f}" for low, high, pairs, accuracy in self.buckets]
+        lines = [
+            f"{self.pairs} pairs: accuracy {self.accuracy:.3f}, ceiling {self.ceiling:.3f}, "
+            f"length alone {self.length_only:.3f}",
+            f"correlation of score and length differences {self.correlation:+.2f}",
+            f"Brier score {self.brier:.3f}, floor {self.brier_floor:.3f}",
+            "chosen longer by      pairs  accuracy",
+        ]
+        lines += [
+            f"{low:6.0f} to {high:6.0f}     {pairs:6}  {accuracy:8.3f}"
+            for low, high, pairs, accuracy in self.buckets
+        ]
         lines += ["prefers the correct answer to one with …"]
         lines += [f"  {flaw:24} {share:.2f}" for flaw, share in self.flaws.items()]
         words = ", ".join(f"{word} {share:.2f}" for word, share in self.words[:6])
@@ -221,19 +278,36 @@ def audit(score, preferences, length, exact=None, adversarial=(), buckets=6):
     than 2 preferences or another number of probabilities.
     """
     if len(preferences) < 2 or exact is not None and len(exact) != len(preferences):
-        raise ValueError(f"audit: preferences must be at least 2, with as many exact, got {len(preferences)} and "
-                         f"{None if exact is None else len(exact)}")
-    chosen, rejected = ([getattr(x, side) for x in preferences] for side in ("chosen", "rejected"))
-    scores = [score([(x.prompt.text, t) for x, t in zip(preferences, texts, strict=True)]) for texts in (chosen, rejected)]
+        raise ValueError(
+            f"audit: preferences must be at least 2, with as many exact, got {len(preferences)} and "
+            f"{None if exact is None else len(exact)}"
+        )
+    chosen, rejected = (
+        [getattr(x, side) for x in preferences] for side in ("chosen", "rejected")
+    )
+    scores = [
+        score([(x.prompt.text, t) for x, t in zip(preferences, texts, strict=True)])
+        for texts in (chosen, rejected)
+    ]
     differences = scores[0] - scores[1]  # (N,)
-    longer_by = torch.tensor([float(length(a) - length(b)) for a, b in zip(chosen, rejected, strict=True)])
+    longer_by = torch.tensor(
+        [float(length(a) - length(b)) for a, b in zip(chosen, rejected, strict=True)]
+    )
     p = torch.ones(len(preferences)) if exact is None else torch.as_tensor(exact)
     edges = longer_by.quantile(torch.linspace(0, 1, buckets + 1)).unique().tolist()
     edges[-1] += 1  # the last bucket holds the largest difference
     unknown = float("nan")
     return Audit(
-        len(preferences), agreement(differences, p), unknown if exact is None else torch.maximum(p, 1 - p).mean().item(),
-        length_only_accuracy(longer_by, p), correlation(differences, longer_by),
-        length_buckets(longer_by, differences, p, edges), brier_score(torch.sigmoid(differences), p),
-        unknown if exact is None else brier_floor(p), accuracy_by_flaw(score, adversarial) if adversarial else {},
-        preferred_words(chosen, rejected, differences), longer_by, differences)
+        len(preferences),
+        agreement(differences, p),
+        unknown if exact is None else torch.maximum(p, 1 - p).mean().item(),
+        length_only_accuracy(longer_by, p),
+        correlation(differences, longer_by),
+        length_buckets(longer_by, differences, p, edges),
+        brier_score(torch.sigmoid(differences), p),
+        unknown if exact is None else brier_floor(p),
+        accuracy_by_flaw(score, adversarial) if adversarial else {},
+        preferred_words(chosen, rejected, differences),
+        longer_by,
+        differences,
+    )

@@ -34,8 +34,10 @@ def best_of_n_policy(logp, scores, n):
     Raises ValueError for different shapes or n < 1.
     """
     if logp.shape != scores.shape or logp.ndim != 1:
-        raise ValueError(f"best_of_n_policy: logp and scores must be (N,) alike, got {tuple(logp.shape)} and "
-                         f"{tuple(scores.shape)}")
+        raise ValueError(
+            f"best_of_n_policy: logp and scores must be (N,) alike, got {tuple(logp.shape)} and "
+            f"{tuple(scores.shape)}"
+        )
     if n < 1:
         raise ValueError(f"best_of_n_policy: n must be at least 1, got {n}")
     p = logp.double().exp()  # (N,)
@@ -43,7 +45,9 @@ def best_of_n_policy(logp, scores, n):
     mass = torch.zeros(len(level), dtype=p.dtype).index_add(0, which, p)  # (K,)
     at_most = mass.cumsum(0) / mass.sum()
     below = torch.cat((at_most.new_zeros(1), at_most[:-1]))
-    return (at_most.pow(n) - below.pow(n)).log()[which] + logp.double() - mass.log()[which]
+    return (
+        (at_most.pow(n) - below.pow(n)).log()[which] + logp.double() - mass.log()[which]
+    )
 
 
 def best_of_n_mean(scores, gold, n):
@@ -54,11 +58,17 @@ def best_of_n_mean(scores, gold, n):
     scores gives the proxy. Raises ValueError for different shapes or n outside 1..M.
     """
     if scores.shape != gold.shape or scores.ndim != 2:
-        raise ValueError(f"best_of_n_mean: scores and gold must be (B, M) alike, got {tuple(scores.shape)} and "
-                         f"{tuple(gold.shape)}")
+        raise ValueError(
+            f"best_of_n_mean: scores and gold must be (B, M) alike, got {tuple(scores.shape)} and "
+            f"{tuple(gold.shape)}"
+        )
     M = scores.shape[1]
     if not 1 <= n <= M:
-        raise ValueError(f"best_of_n_mean: n must lie in 1..{M}, the answers a prompt, got {n}")
-    weights = torch.tensor([math.comb(i, n - 1) / math.comb(M, n) for i in range(M)], dtype=torch.float64)  # (M,)
+        raise ValueError(
+            f"best_of_n_mean: n must lie in 1..{M}, the answers a prompt, got {n}"
+        )
+    weights = torch.tensor(
+        [math.comb(i, n - 1) / math.comb(M, n) for i in range(M)], dtype=torch.float64
+    )  # (M,)
     order = scores.argsort(dim=1, stable=True)  # (B, M)
     return (gold.double().gather(1, order) * weights).sum(1)

@@ -55,17 +55,23 @@ def expects(*lines):
 
     Raises ValueError while decorating for a word that is not known or an argument that does not exist.
     """
+
     def decorate(target):
         function = target.__init__ if isinstance(target, type) else target
-        name = re.sub(r"(.*<locals>\.)|(\.(forward|__init__|__call__)$)", "", target.__qualname__)
+        name = re.sub(
+            r"(.*<locals>\.)|(\.(forward|__init__|__call__)$)", "", target.__qualname__
+        )
         checked = _checked(function, name, lines)
         told = "\n        ".join(lines)
-        target.__doc__ = f"{target.__doc__ or name}\n    Contract:\n        {told}\n    "
+        target.__doc__ = (
+            f"{target.__doc__ or name}\n    Contract:\n        {told}\n    "
+        )
         checked.__doc__ = target.__doc__
         if function is target:
             return checked
         target.__init__ = checked
         return target
+
     return decorate
 
 
@@ -73,11 +79,19 @@ def _checked(function, name, lines):
     """`function`, with its arguments and its result held against the lines of a contract."""
     parameters = inspect.signature(function).parameters
     names = list(parameters)
-    defaults = {p.name: p.default for p in parameters.values() if p.default is not p.empty}
+    defaults = {
+        p.name: p.default for p in parameters.values() if p.default is not p.empty
+    }
     arguments, results = [], []
     for line in lines:
         subjects, words = re.fullmatch(r"(->|[\w, ]+:) (.+)", line).groups()
-        contract = words, [_alternative(part) for part in re.split(r" or (?=[^)\]]*(?:[(\[]|$))", words)]
+        contract = (
+            words,
+            [
+                _alternative(part)
+                for part in re.split(r" or (?=[^)\]]*(?:[(\[]|$))", words)
+            ],
+        )
         if subjects == "->":
             results.append(contract)
         for subject in re.findall(r"\w+", subjects):
@@ -91,15 +105,29 @@ def _checked(function, name, lines):
             return function(*args, **kwargs)
         given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         sizes = {}
-        present = [argument for argument in arguments if argument[0] in given]  # Python itself says what is missing
+        present = [
+            argument for argument in arguments if argument[0] in given
+        ]  # Python itself says what is missing
         for question in (_itself, _beside_the_others):
             for subject, words, alternatives in present:
-                _hold(question, name, subject, words, alternatives, given[subject], given, sizes)
+                _hold(
+                    question,
+                    name,
+                    subject,
+                    words,
+                    alternatives,
+                    given[subject],
+                    given,
+                    sizes,
+                )
         result = function(*args, **kwargs)
         parts = (result,) if len(results) == 1 else result
-        for (words, alternatives), part in zip(results, parts if results else (), strict=True):
+        for (words, alternatives), part in zip(
+            results, parts if results else (), strict=True
+        ):
             _hold(_itself, name, "the result", words, alternatives, part, given, sizes)
         return result
+
     return checked
 
 
@@ -108,7 +136,9 @@ def _hold(question, name, subject, words, alternatives, value, given, sizes):
     try:
         question(alternatives, value, subject, given, sizes)
     except Broken as broken:
-        raise broken.kind(f"{name}: {subject} must be {words}, got {broken.got}") from None
+        raise broken.kind(
+            f"{name}: {subject} must be {words}, got {broken.got}"
+        ) from None
 
 
 def _itself(alternatives, value, subject, given, sizes):
@@ -118,7 +148,9 @@ def _itself(alternatives, value, subject, given, sizes):
             for ask in demands:
                 ask(value, subject, given, sizes)
             return
-    of_wrong_value = isinstance(value, str) and any(is_kind.__name__ == "is_text" for is_kind, _, _ in alternatives)
+    of_wrong_value = isinstance(value, str) and any(
+        is_kind.__name__ == "is_text" for is_kind, _, _ in alternatives
+    )
     raise Broken(ValueError if of_wrong_value else TypeError, _type_of(value))
 
 
@@ -148,19 +180,26 @@ def _alternative(words):
     """One alternative, such as "finite float (B,) >= 0": (is it of this kind?, demands on it, demands beside others)."""
     text, demands = words.strip(), []
     if text.startswith("finite "):
-        text, demands = text.removeprefix("finite "), [_between("(", "-inf", "inf", ")")]
+        text, demands = (
+            text.removeprefix("finite "),
+            [_between("(", "-inf", "inf", ")")],
+        )
     kind = re.match(r'lists of ids|\w+|"[^"]*"', text)[0]
-    text = text[len(kind):].strip()
+    text = text[len(kind) :].strip()
     if shape := re.match(r"\([^)]*\)", text):
         demands.insert(0, _shape(re.findall(r"\.\.\.|\w+", shape[0])))
-        text = text[len(shape[0]):]
+        text = text[len(shape[0]) :]
     for pattern, make in DEMANDS:
         while found := re.match(rf"[, ]*{pattern}", text):
             demands.append(make(*found.groups()))
-            text = text[len(found[0]):]
+            text = text[len(found[0]) :]
     if text.strip(", "):
         raise ValueError(f"expects: {words!r} has unknown words: {text!r}")
-    return _is_kind(kind), [ask for ask in demands if not ask.late], [ask for ask in demands if ask.late]
+    return (
+        _is_kind(kind),
+        [ask for ask in demands if not ask.late],
+        [ask for ask in demands if ask.late],
+    )
 
 
 def _is_kind(kind):
@@ -169,14 +208,22 @@ def _is_kind(kind):
         dtype = DTYPES[kind]
         if kind == "float":
             return lambda value: isinstance(value, Tensor) and value.is_floating_point()
-        return lambda value: isinstance(value, Tensor) and (dtype is None or value.dtype == dtype)
+        return lambda value: (
+            isinstance(value, Tensor) and (dtype is None or value.dtype == dtype)
+        )
     if kind.startswith('"'):
+
         def is_text(value):
             return value == kind.strip('"')
+
         return is_text
     return {
-        "number": lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool),
-        "int": lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool),
+        "number": lambda value: (
+            isinstance(value, numbers.Real) and not isinstance(value, bool)
+        ),
+        "int": lambda value: (
+            isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        ),
         "flag": lambda value: isinstance(value, bool),
         "text": lambda value: isinstance(value, str),
         "list": lambda value: isinstance(value, list | tuple),
@@ -188,20 +235,24 @@ def _is_kind(kind):
 
 def _is_lists_of_ids(value):
     return isinstance(value, list | tuple) and all(
-        isinstance(row, list | tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in row)
+        isinstance(row, list | tuple)
+        and all(isinstance(i, int) and not isinstance(i, bool) for i in row)
         for row in value
     )
 
 
 def demand(late=False):
     """Mark a maker of demands; late ones look at other arguments, which are checked before."""
+
     def mark(make):
         @functools.wraps(make)
         def made(*words):
             ask = make(*words)
             ask.late = late
             return ask
+
         return made
+
     return mark
 
 
@@ -216,16 +267,28 @@ def _shape(letters):
         front = shape[: len(shape) - len(letters)]
         if len(shape) < len(letters) or front and not leading or 0 in shape:
             raise Broken(ValueError, _shape_of(value))
-        for letter, size in [*zip(letters, shape[len(front):], strict=True), *([("...", front)] if leading else [])]:
-            wanted, source = (int(letter), None) if letter.isdigit() else sizes.setdefault(letter, (size, subject))
+        for letter, size in [
+            *zip(letters, shape[len(front) :], strict=True),
+            *([("...", front)] if leading else []),
+        ]:
+            wanted, source = (
+                (int(letter), None)
+                if letter.isdigit()
+                else sizes.setdefault(letter, (size, subject))
+            )
             if size != wanted:
                 of = f", with {letter} = {wanted} as in {source}" if source else ""
                 raise Broken(ValueError, f"{_shape_of(value)}{of}")
+
     return ask
 
 
 def _shape_of(value):
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{len(value)} entries"
+    return (
+        f"shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"{len(value)} entries"
+    )
 
 
 def _extremes(value):
@@ -249,21 +312,28 @@ def _first(value, wrong):
 @demand(late=True)
 def _finite(mask):
     """Neither inf nor NaN where the argument `mask` is True, or anywhere if that is None."""
+
     def ask(value, subject, given, sizes):
         if given.get(mask) is not None:
             value = torch.where(given[mask], value, 0.0)
-        if not math.isfinite(value.detach().sum().item()) and not value.isfinite().all():  # a sum may overflow
+        if (
+            not math.isfinite(value.detach().sum().item())
+            and not value.isfinite().all()
+        ):  # a sum may overflow
             raise Broken(ValueError, _first(value, lambda x: ~x.isfinite()))
+
     return ask
 
 
 @demand(late=True)
 def _at_least_where(least, mask):
     """How many entries must count."""
+
     def ask(value, subject, given, sizes):
         count = value.numel() if given.get(mask) is None else int(given[mask].sum())
         if count < int(least):
             raise Broken(ValueError, str(count))
+
     return ask
 
 
@@ -272,6 +342,7 @@ def _no_nan():
     def ask(value, subject, given, sizes):
         if math.isnan(_extremes(value)[0]):
             raise Broken(ValueError, _first(value, torch.isnan))
+
     return ask
 
 
@@ -281,11 +352,14 @@ def _between(left, low, high, right):
     low, high = float(low), float(high)
 
     def inside(x):
-        return (x > low if left == "(" else x >= low) & (x < high if right == ")" else x <= high)
+        return (x > low if left == "(" else x >= low) & (
+            x < high if right == ")" else x <= high
+        )
 
     def ask(value, subject, given, sizes):
         if not all(inside(extreme) for extreme in _extremes(value)):
             raise Broken(ValueError, _first(value, lambda x: ~inside(x)))
+
     return ask
 
 
@@ -303,18 +377,27 @@ def _at_most(path):
     def ask(value, subject, given, sizes):
         if not value <= _look_up(path, given):
             raise Broken(ValueError, f"{value!r}, where it is {_look_up(path, given)}")
+
     return ask
 
 
 @demand(late=True)
 def _below(path):
     """Token ids from 0 up to the size of a vocabulary, in a tensor, in lists or alone: else IndexError."""
+
     def ask(value, subject, given, sizes):
         size = _look_up(path, given)
-        entries = [i for row in value for i in row] if isinstance(value, list | tuple) else None
-        low, high = _extremes(value) if entries is None else (min(entries), max(entries))
+        entries = (
+            [i for row in value for i in row]
+            if isinstance(value, list | tuple)
+            else None
+        )
+        low, high = (
+            _extremes(value) if entries is None else (min(entries), max(entries))
+        )
         if not (0 <= low and high < size):
             raise Broken(IndexError, f"{low if low < 0 else high}, where it is {size}")
+
     return ask
 
 
@@ -322,7 +405,10 @@ def _below(path):
 def _multiple_of(factor, path):
     def ask(value, subject, given, sizes):
         if value % (int(factor or 1) * _look_up(path, given)):
-            raise Broken(ValueError, f"{value}, where {path} is {_look_up(path, given)}")
+            raise Broken(
+                ValueError, f"{value}, where {path} is {_look_up(path, given)}"
+            )
+
     return ask
 
 
@@ -331,6 +417,7 @@ def _other_than(path):
     def ask(value, subject, given, sizes):
         if value is _look_up(path, given):
             raise Broken(ValueError, "the very same")
+
     return ask
 
 
@@ -338,7 +425,11 @@ def _other_than(path):
 def _increasing():
     def ask(value, subject, given, sizes):
         if not all(a < b for a, b in zip(value, value[1:], strict=False)):
-            raise Broken(ValueError, f"{value if isinstance(value, list | tuple) else value.tolist()}")
+            raise Broken(
+                ValueError,
+                f"{value if isinstance(value, list | tuple) else value.tolist()}",
+            )
+
     return ask
 
 
@@ -349,12 +440,14 @@ def _not_empty_rows():
             raise Broken(ValueError, "an empty one")
         if min(min(row) for row in value) < 0:
             raise Broken(IndexError, f"{min(min(row) for row in value)}")
+
     return ask
 
 
 @demand()
 def _true(where):
     """How often True must stand in a boolean tensor: somewhere, in every row, in one run in every row."""
+
     def ask(value, subject, given, sizes):
         if where == "True somewhere":
             if not value.any():
@@ -367,6 +460,7 @@ def _true(where):
             good, what = runs == 1, "another number of runs"
         if not good.all():
             raise Broken(ValueError, f"{what} in row {int(good.int().argmin())}")
+
     return ask
 
 

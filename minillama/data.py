@@ -24,7 +24,10 @@ class Example:
 def dialogue_example(tokenizer, prompt, response, response_only):
     """``<s> [INST] prompt [/INST] response </s>`` from two strings, as an `Example`."""
     prompt_ids = encode_prompt(tokenizer, prompt)
-    return Example(prompt_ids + encode_response(tokenizer, response), len(prompt_ids) if response_only else 1)
+    return Example(
+        prompt_ids + encode_response(tokenizer, response),
+        len(prompt_ids) if response_only else 1,
+    )
 
 
 def pad(sequences, side="right", pad_id=PAD_ID):
@@ -35,14 +38,18 @@ def pad(sequences, side="right", pad_id=PAD_ID):
     if side not in ("left", "right"):
         raise ValueError(f"pad: side must be 'left' or 'right', got {side!r}")
     if not sequences or not all(len(sequence) for sequence in sequences):
-        raise ValueError("pad: sequences must be a non-empty list of non-empty lists of ids")
+        raise ValueError(
+            "pad: sequences must be a non-empty list of non-empty lists of ids"
+        )
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     columns = torch.arange(int(lengths.max()))
     mask = columns < lengths[:, None]  # (B, T)
     if side == "left":
         mask = mask.flip(1)
     ids = torch.full(mask.shape, pad_id)
-    ids[mask] = torch.tensor([i for sequence in sequences for i in sequence])  # row by row, as the mask reads
+    ids[mask] = torch.tensor(
+        [i for sequence in sequences for i in sequence]
+    )  # row by row, as the mask reads
     return ids, mask
 
 
@@ -60,13 +67,22 @@ def length_batches(lengths, batch_size, generator, buckets=16):
     batches come in random order. The last texts that fill no batch sit this epoch out.
     """
     if not 0 < batch_size <= len(lengths):
-        raise ValueError(f"length_batches: batch_size must lie in 1..{len(lengths)} (texts), got {batch_size}")
+        raise ValueError(
+            f"length_batches: batch_size must lie in 1..{len(lengths)} (texts), got {batch_size}"
+        )
     order = torch.randperm(len(lengths), generator=generator).tolist()
     batches = []
     for start in range(0, len(order), batch_size * buckets):
-        group = sorted(order[start : start + batch_size * buckets], key=lambda i: lengths[i])
-        batches += [group[i : i + batch_size] for i in range(0, len(group) - batch_size + 1, batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        group = sorted(
+            order[start : start + batch_size * buckets], key=lambda i: lengths[i]
+        )
+        batches += [
+            group[i : i + batch_size]
+            for i in range(0, len(group) - batch_size + 1, batch_size)
+        ]
+    return [
+        batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()
+    ]
 
 
 def endless_batches(lengths, batch_size, generator):
@@ -95,14 +111,24 @@ class PairExample:
     margin: float
     chosen_is_safe: bool
     rejected_is_safe: bool
-    response_start: int  # where the answers begin, in both dialogues: the prompt's length
+    response_start: (
+        int  # where the answers begin, in both dialogues: the prompt's length
+    )
 
 
 def pair_example(tokenizer, preference, margins=(0.0, 0.0, 0.0, 0.0)):
     """Tokenise a `world.Preference`; ``margins`` gives the margin of each strength, weakest first."""
-    dialogues = [_dialogue(tokenizer, preference.prompt.text, text) for text in (preference.chosen, preference.rejected)]
-    return PairExample(*(dialogue.ids for dialogue in dialogues), margins[preference.strength],
-                       preference.chosen_is_safe, preference.rejected_is_safe, dialogues[0].loss_start)
+    dialogues = [
+        _dialogue(tokenizer, preference.prompt.text, text)
+        for text in (preference.chosen, preference.rejected)
+    ]
+    return PairExample(
+        *(dialogue.ids for dialogue in dialogues),
+        margins[preference.strength],
+        preference.chosen_is_safe,
+        preference.rejected_is_safe,
+        dialogues[0].loss_start,
+    )
 
 
 @functools.lru_cache(maxsize=64)  # an answer stands in several comparisons of its group

@@ -36,7 +36,9 @@ def outcome_chances(difference, thresholds):
     """
     edges = torch.tensor([0.0, *thresholds, math.inf], dtype=torch.float64)  # (K + 1,)
     difference = difference.double()[:, None]  # (N, 1)
-    return torch.sigmoid(edges - difference).diff(), torch.sigmoid(edges + difference).diff()
+    return torch.sigmoid(edges - difference).diff(), torch.sigmoid(
+        edges + difference
+    ).diff()
 
 
 def margin_slope(difference, wins, losses, margins):
@@ -46,7 +48,10 @@ def margin_slope(difference, wins, losses, margins):
     wins, losses: (N, K), how often a and b win with each strength, chances or counts. margins: (K,).
     """
     difference, margins = difference.double()[:, None], margins.double()  # (N, 1), (K,)
-    return (losses * torch.sigmoid(margins + difference) - wins * torch.sigmoid(margins - difference)).sum(1)
+    return (
+        losses * torch.sigmoid(margins + difference)
+        - wins * torch.sigmoid(margins - difference)
+    ).sum(1)
 
 
 def margin_minimiser(wins, losses, margins):
@@ -57,16 +62,24 @@ def margin_minimiser(wins, losses, margins):
     falls for ever and has no minimum.
     """
     if wins.ndim != 2 or losses.shape != wins.shape or margins.shape != wins.shape[1:]:
-        raise ValueError("margin_minimiser: wins and losses must be (N, K) alike and margins (K,), got "
-                         f"{tuple(wins.shape)}, {tuple(losses.shape)} and {tuple(margins.shape)}")
+        raise ValueError(
+            "margin_minimiser: wins and losses must be (N, K) alike and margins (K,), got "
+            f"{tuple(wins.shape)}, {tuple(losses.shape)} and {tuple(margins.shape)}"
+        )
     if not all((x >= 0).all() and (x.sum(1) > 0).all() for x in (wins, losses)):
-        raise ValueError("margin_minimiser: wins and losses must be >= 0, and more than 0 in every row")
+        raise ValueError(
+            "margin_minimiser: wins and losses must be >= 0, and more than 0 in every row"
+        )
     odds = wins.double().sum(1) / losses.double().sum(1)  # (N,)
-    high = odds.log().abs() + margins.double().abs().max()  # the slope is >= 0 here, and <= 0 at -high
+    high = (
+        odds.log().abs() + margins.double().abs().max()
+    )  # the slope is >= 0 here, and <= 0 at -high
     low = -high
     for _ in range(64):
         middle = (low + high) / 2
-        falls = margin_slope(middle, wins, losses, margins) < 0  # the minimum lies to the right
+        falls = (
+            margin_slope(middle, wins, losses, margins) < 0
+        )  # the minimum lies to the right
         low, high = torch.where(falls, middle, low), torch.where(falls, high, middle)
     return (low + high) / 2
 
@@ -95,17 +108,25 @@ def enumerate_responses(prompt_ids, vocab_size, max_new_tokens, eos_id=EOS_ID):
     Raises ValueError for an empty prompt, max_new_tokens < 1 or more than a million responses.
     """
     if not prompt_ids or max_new_tokens < 1:
-        raise ValueError("enumerate_responses: prompt_ids must not be empty and max_new_tokens at least 1, got "
-                         f"{prompt_ids} and {max_new_tokens}")
+        raise ValueError(
+            "enumerate_responses: prompt_ids must not be empty and max_new_tokens at least 1, got "
+            f"{prompt_ids} and {max_new_tokens}"
+        )
     if vocab_size**max_new_tokens > 10**6:
-        raise ValueError("enumerate_responses: vocab_size ** max_new_tokens must be a million at most, got "
-                         f"{vocab_size} ** {max_new_tokens}")
+        raise ValueError(
+            "enumerate_responses: vocab_size ** max_new_tokens must be a million at most, got "
+            f"{vocab_size} ** {max_new_tokens}"
+        )
     ended, going = [], [[]]
     for _ in range(max_new_tokens):
-        longer = [response + [token] for response in going for token in range(vocab_size)]
+        longer = [
+            response + [token] for response in going for token in range(vocab_size)
+        ]
         ended += [response for response in longer if response[-1] == eos_id]
         going = [response for response in longer if response[-1] != eos_id]
-    ids, mask = pad([prompt_ids + response for response in ended + going])  # (N, T) each
+    ids, mask = pad(
+        [prompt_ids + response for response in ended + going]
+    )  # (N, T) each
     return Responses(ids, mask, mask & (torch.arange(ids.shape[1]) >= len(prompt_ids)))
 
 
@@ -114,9 +135,14 @@ def small_policy(generator, spread=0.5):
 
     9,696 parameters: enough to come within 1 % of the best policy. generator: CPU, or None for torch's default.
     """
-    policy = Llama(LlamaConfig(VOCAB_SIZE, 32, 1, 4, 2, 64, len(PROMPT_IDS) + MAX_NEW_TOKENS), generator)
+    policy = Llama(
+        LlamaConfig(VOCAB_SIZE, 32, 1, 4, 2, 64, len(PROMPT_IDS) + MAX_NEW_TOKENS),
+        generator,
+    )
     with torch.no_grad():  # the final norm gives states of mean square 1
-        policy.lm_head.weight *= spread / (policy.lm_head.weight.std() * math.sqrt(policy.config.dim))
+        policy.lm_head.weight *= spread / (
+            policy.lm_head.weight.std() * math.sqrt(policy.config.dim)
+        )
     return policy
 
 
@@ -126,7 +152,10 @@ def rises(ids, mask):
     ids, mask: (B, T), `PROMPT_IDS` and a response, padded on the right. The first token of a response and EOS have
     no step. The best responses are the five that rise three times, such as 0, 1, 3, 4.
     """
-    before, token = ids[:, len(PROMPT_IDS) : -1], ids[:, len(PROMPT_IDS) + 1 :]  # (B, R - 1) each
+    before, token = (
+        ids[:, len(PROMPT_IDS) : -1],
+        ids[:, len(PROMPT_IDS) + 1 :],
+    )  # (B, R - 1) each
     counted = mask[:, len(PROMPT_IDS) + 1 :] & (token != EOS_ID)
     return (torch.where(token > before, 1.0, -1.0) * counted).sum(1)
 
@@ -143,8 +172,14 @@ class RisesJudges:
 def sequence_token_logprobs(policy, responses):
     """log p(token | past) of every response token under a `Llama`, 0 elsewhere: float64 (N, T), with gradient."""
     logits = policy(responses.ids, responses.mask).double()  # (N, T, V)
-    logprobs = torch.log_softmax(logits[:, :-1], dim=-1).gather(-1, responses.ids[:, 1:, None]).squeeze(-1)
-    return torch.nn.functional.pad(logprobs, (1, 0)).masked_fill(~responses.response_mask, 0.0)
+    logprobs = (
+        torch.log_softmax(logits[:, :-1], dim=-1)
+        .gather(-1, responses.ids[:, 1:, None])
+        .squeeze(-1)
+    )
+    return torch.nn.functional.pad(logprobs, (1, 0)).masked_fill(
+        ~responses.response_mask, 0.0
+    )
 
 
 def sequence_logprobs(policy, responses):
@@ -184,7 +219,9 @@ def optimal_policy(ref_logp, scores, beta):
 def exact_gradient(scalar, policy):
     """Gradient of a scalar in the policy's parameters, one flat vector (P,); 0 for a parameter that is not used."""
     parameters = list(policy.parameters())
-    gradients = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(
+        scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -197,14 +234,30 @@ def exact_values(logp, rewards, responses, gamma=1.0):
     logp: (N,), the policy's log-probabilities of all responses. rewards: (N, T); the reward of a token may depend on
     what came before and on the token, not on what follows. Expectations are sums over all responses that begin alike.
     """
-    weight, rewards = logp.detach().double().exp(), rewards.double() * responses.response_mask
-    values, following = torch.zeros_like(rewards), torch.zeros_like(weight)  # (N, T), (N,): return from t + 1 on
+    weight, rewards = (
+        logp.detach().double().exp(),
+        rewards.double() * responses.response_mask,
+    )
+    values, following = (
+        torch.zeros_like(rewards),
+        torch.zeros_like(weight),
+    )  # (N, T), (N,): return from t + 1 on
     for t in reversed(range(rewards.shape[1])):
         returns = rewards[:, t] + gamma * following  # (N,)
-        state = responses.ids[:, :t].unique(dim=0, return_inverse=True)[1] if t else torch.zeros(len(weight), dtype=torch.long)
-        counted = weight * responses.response_mask[:, t]  # a response that ended before t is in no state at t
-        total = torch.zeros_like(weight).index_add(0, state, counted)  # (N,): chance of each state
-        mean = torch.zeros_like(weight).index_add(0, state, counted * returns) / total.clamp_min(1e-300)
+        state = (
+            responses.ids[:, :t].unique(dim=0, return_inverse=True)[1]
+            if t
+            else torch.zeros(len(weight), dtype=torch.long)
+        )
+        counted = (
+            weight * responses.response_mask[:, t]
+        )  # a response that ended before t is in no state at t
+        total = torch.zeros_like(weight).index_add(
+            0, state, counted
+        )  # (N,): chance of each state
+        mean = torch.zeros_like(weight).index_add(
+            0, state, counted * returns
+        ) / total.clamp_min(1e-300)
         values[:, t], following = mean[state] * responses.response_mask[:, t], returns
     later = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), dim=1)
     return values, (rewards + gamma * later - values) * responses.response_mask

@@ -28,26 +28,48 @@ def gae(rewards, values, response_mask, gamma=1.0, lam=0.95):
     response tokens are missing or not contiguous, gamma or lam outside [0, 1], a non-finite reward or value.
     """
     if response_mask.dtype != torch.bool:
-        raise TypeError(f"gae: response_mask must be boolean (True = response), got {response_mask.dtype}")
-    if rewards.ndim != 2 or len(rewards) == 0 or not rewards.shape == values.shape == response_mask.shape:
+        raise TypeError(
+            f"gae: response_mask must be boolean (True = response), got {response_mask.dtype}"
+        )
+    if (
+        rewards.ndim != 2
+        or len(rewards) == 0
+        or not rewards.shape == values.shape == response_mask.shape
+    ):
         shapes = [tuple(tensor.shape) for tensor in (rewards, values, response_mask)]
-        raise ValueError(f"gae: rewards, values, response_mask must be (B, T) alike, B >= 1, got {shapes}")
-    starts = (response_mask & ~F.pad(response_mask, (1, 0))[:, :-1]).sum(dim=1)     # (B,) runs of True
+        raise ValueError(
+            f"gae: rewards, values, response_mask must be (B, T) alike, B >= 1, got {shapes}"
+        )
+    starts = (response_mask & ~F.pad(response_mask, (1, 0))[:, :-1]).sum(
+        dim=1
+    )  # (B,) runs of True
     if (starts != 1).any():
-        raise ValueError("gae: response_mask must have one contiguous run of True in every row, got "
-                         f"{starts.tolist()} runs")
+        raise ValueError(
+            "gae: response_mask must have one contiguous run of True in every row, got "
+            f"{starts.tolist()} runs"
+        )
     if not 0 <= gamma <= 1 or not 0 <= lam <= 1:
-        raise ValueError(f"gae: gamma and lam must lie in [0, 1], got {gamma} and {lam}")
+        raise ValueError(
+            f"gae: gamma and lam must lie in [0, 1], got {gamma} and {lam}"
+        )
     if not (rewards[response_mask].isfinite() & values[response_mask].isfinite()).all():
-        raise ValueError("gae: rewards and values must be finite on response tokens, got inf or nan")
+        raise ValueError(
+            "gae: rewards and values must be finite on response tokens, got inf or nan"
+        )
 
     rewards = torch.where(response_mask, rewards.detach(), 0.0)
-    values = torch.where(response_mask, values.detach(), 0.0)       # so the value after the last token is 0
+    values = torch.where(
+        response_mask, values.detach(), 0.0
+    )  # so the value after the last token is 0
     advantages = torch.zeros_like(values)
-    next_value = next_advantage = torch.zeros_like(values[:, 0])    # (B,) beyond the last column
+    next_value = next_advantage = torch.zeros_like(
+        values[:, 0]
+    )  # (B,) beyond the last column
     for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]   # (B,)
+        delta = rewards[:, t] + gamma * next_value - values[:, t]  # (B,)
         advantages[:, t] = delta + gamma * lam * next_advantage
         next_value, next_advantage = values[:, t], advantages[:, t]
-    advantages = torch.where(response_mask, advantages, 0.0)        # prompts before the response have some
+    advantages = torch.where(
+        response_mask, advantages, 0.0
+    )  # prompts before the response have some
     return advantages, advantages + values

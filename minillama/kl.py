@@ -29,14 +29,18 @@ def exact_kl(logits, ref_logits):
     """
     if logits.shape != ref_logits.shape:
         shapes = f"{tuple(logits.shape)} and {tuple(ref_logits.shape)}"
-        raise ValueError(f"exact_kl: logits and ref_logits must be (B, T, V) alike, got {shapes}")
+        raise ValueError(
+            f"exact_kl: logits and ref_logits must be (B, T, V) alike, got {shapes}"
+        )
 
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    logp = torch.log_softmax(logits, dim=-1, dtype=dtype)           # (B, T, V)
-    ref_logp = torch.log_softmax(ref_logits, dim=-1, dtype=dtype)   # (B, T, V)
+    logp = torch.log_softmax(logits, dim=-1, dtype=dtype)  # (B, T, V)
+    ref_logp = torch.log_softmax(ref_logits, dim=-1, dtype=dtype)  # (B, T, V)
     p = logp.exp()
-    logratio = (logp - ref_logp).masked_fill(p == 0, 0.0)           # before the product: 0 * inf is NaN
-    return (p * logratio).sum(dim=-1)                               # (B, T)
+    logratio = (logp - ref_logp).masked_fill(
+        p == 0, 0.0
+    )  # before the product: 0 * inf is NaN
+    return (p * logratio).sum(dim=-1)  # (B, T)
 
 
 def kl_estimate(logprobs, ref_logprobs, kind="k1"):
@@ -49,9 +53,11 @@ def kl_estimate(logprobs, ref_logprobs, kind="k1"):
     """
     if logprobs.shape != ref_logprobs.shape:
         shapes = f"{tuple(logprobs.shape)} and {tuple(ref_logprobs.shape)}"
-        raise ValueError(f"kl_estimate: logprobs and ref_logprobs must be (B, T) alike, got {shapes}")
+        raise ValueError(
+            f"kl_estimate: logprobs and ref_logprobs must be (B, T) alike, got {shapes}"
+        )
 
-    logratio = logprobs - ref_logprobs                              # (B, T)
+    logratio = logprobs - ref_logprobs  # (B, T)
     if kind == "k1":
         return logratio
     if kind == "k2":
@@ -73,22 +79,36 @@ def kl_penalised_rewards(scores, logprobs, ref_logprobs, response_mask, beta):
     without response token, a non-finite score or a bad beta. Source: Ziegler et al. 2019, section 2.
     """
     if response_mask.dtype != torch.bool:
-        raise TypeError(f"kl_penalised_rewards: response_mask must be boolean, got {response_mask.dtype}")
-    if logprobs.ndim != 2 or response_mask.shape != logprobs.shape or scores.shape != logprobs.shape[:1]:
+        raise TypeError(
+            f"kl_penalised_rewards: response_mask must be boolean, got {response_mask.dtype}"
+        )
+    if (
+        logprobs.ndim != 2
+        or response_mask.shape != logprobs.shape
+        or scores.shape != logprobs.shape[:1]
+    ):
         shapes = [tuple(tensor.shape) for tensor in (scores, logprobs, response_mask)]
-        raise ValueError("kl_penalised_rewards: scores, logprobs, response_mask must be (B,), (B, T), "
-                         f"(B, T), got {shapes}")
-    counts = response_mask.sum(dim=1)                               # (B,)
+        raise ValueError(
+            "kl_penalised_rewards: scores, logprobs, response_mask must be (B,), (B, T), "
+            f"(B, T), got {shapes}"
+        )
+    counts = response_mask.sum(dim=1)  # (B,)
     if len(scores) == 0 or (counts == 0).any():
-        raise ValueError("kl_penalised_rewards: response_mask needs at least 1 True entry in every row of at "
-                         f"least 1, got {counts.tolist()} entries")
+        raise ValueError(
+            "kl_penalised_rewards: response_mask needs at least 1 True entry in every row of at "
+            f"least 1, got {counts.tolist()} entries"
+        )
     if not scores.isfinite().all():
-        raise ValueError(f"kl_penalised_rewards: scores must be finite, got {scores.tolist()}")
+        raise ValueError(
+            f"kl_penalised_rewards: scores must be finite, got {scores.tolist()}"
+        )
     if not 0 <= beta < float("inf"):
-        raise ValueError(f"kl_penalised_rewards: beta must be finite and >= 0, got {beta}")
+        raise ValueError(
+            f"kl_penalised_rewards: beta must be finite and >= 0, got {beta}"
+        )
 
-    penalty = -beta * kl_estimate(logprobs, ref_logprobs, "k1")     # (B, T)
+    penalty = -beta * kl_estimate(logprobs, ref_logprobs, "k1")  # (B, T)
     penalty = torch.where(response_mask, penalty, 0.0)
-    positions = torch.arange(logprobs.shape[1], device=logprobs.device)             # (T,)
-    last = torch.where(response_mask, positions, -1).amax(dim=1, keepdim=True)      # (B, 1)
+    positions = torch.arange(logprobs.shape[1], device=logprobs.device)  # (T,)
+    last = torch.where(response_mask, positions, -1).amax(dim=1, keepdim=True)  # (B, 1)
     return torch.where(positions == last, penalty + scores[:, None], penalty).detach()

@@ -23,7 +23,9 @@ def token_logprobs(logits, ids):
 
     ``logits`` (B, T, V): position t predicts the token at t + 1, hence the shift by one.
     """
-    logprobs = -F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")  # (B, T - 1)
+    logprobs = -F.cross_entropy(
+        logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none"
+    )  # (B, T - 1)
     return F.pad(logprobs, (1, 0))  # (B, T)
 
 
@@ -39,7 +41,9 @@ def lm_loss(logits, ids, loss_mask):
 def lm_loss_of(model, ids, mask, loss_mask):
     """`lm_loss` of a `Llama`, with the vocabulary's logits computed only where a loss counts."""
     _check_loss_mask(ids, loss_mask)
-    hidden = model.hidden(ids, mask, at=F.pad(loss_mask[:, 1:], (0, 1)))  # (N, D): positions whose next token counts
+    hidden = model.hidden(
+        ids, mask, at=F.pad(loss_mask[:, 1:], (0, 1))
+    )  # (N, D): positions whose next token counts
     return F.cross_entropy(model.lm_head(hidden).float(), ids[loss_mask])
 
 
@@ -50,7 +54,9 @@ def _check_loss_mask(ids, loss_mask):
         shapes = f"{tuple(ids.shape)}, got {tuple(loss_mask.shape)}"
         raise ValueError(f"lm_loss: loss_mask must have the shape of ids {shapes}")
     if loss_mask[:, 0].any() or not loss_mask.any():
-        raise ValueError("lm_loss: loss_mask must count at least one token, and none in column 0, which has no past")
+        raise ValueError(
+            "lm_loss: loss_mask must count at least one token, and none in column 0, which has no past"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,20 @@ def train_lm(model, examples, settings, generator, desc=None):
     ``generator`` (CPU) orders the batches. ``desc`` names the progress bar; None shows none.
     """
     device = next(model.parameters()).device
-    batches = endless_batches([len(example.ids) for example in examples], settings.batch_size, generator)
-    stepper = Stepper(model, settings.lr, lambda step: warmup_cosine(step, settings.steps, settings.warmup_steps))
+    batches = endless_batches(
+        [len(example.ids) for example in examples], settings.batch_size, generator
+    )
+    stepper = Stepper(
+        model,
+        settings.lr,
+        lambda step: warmup_cosine(step, settings.steps, settings.warmup_steps),
+    )
     losses = []
     for _ in tqdm(range(settings.steps), desc=desc, disable=desc is None):
         batch = next(batches)
-        ids, mask, loss_mask = (x.to(device) for x in pad_examples([examples[i] for i in batch]))
+        ids, mask, loss_mask = (
+            x.to(device) for x in pad_examples([examples[i] for i in batch])
+        )
         loss = lm_loss_of(model, ids, mask, loss_mask)
         stepper.step(loss, batch)
         losses.append(loss.item())
@@ -88,7 +102,12 @@ def evaluate_lm(model, examples, batch_size=128):
     total, count = 0.0, 0
     ordered = sorted(examples, key=lambda example: len(example.ids))
     for start in range(0, len(ordered), batch_size):
-        ids, mask, loss_mask = (x.to(device) for x in pad_examples(ordered[start : start + batch_size]))
+        ids, mask, loss_mask = (
+            x.to(device) for x in pad_examples(ordered[start : start + batch_size])
+        )
         tokens = int(loss_mask.sum())
-        total, count = total + lm_loss_of(model, ids, mask, loss_mask).item() * tokens, count + tokens
+        total, count = (
+            total + lm_loss_of(model, ids, mask, loss_mask).item() * tokens,
+            count + tokens,
+        )
     return total / count, count

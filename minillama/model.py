@@ -23,19 +23,27 @@ from torch import Tensor, nn
 class LlamaConfig:
     """Sizes of a model. Raises ValueError (TypeError for a non-integer size) naming the field at fault."""
 
-    vocab_size: int               # number of token ids
-    dim: int                      # width of the residual stream
-    n_layers: int                 # number of blocks
-    n_heads: int                  # query heads
-    n_kv_heads: int               # key/value heads, each shared by n_heads / n_kv_heads query heads
-    ffn_dim: int                  # inner width of the feed-forward network
-    max_seq_len: int              # longest sequence accepted, padding and cache included
-    rope_theta: float = 10000.0   # base of the rotary wavelengths
-    norm_eps: float = 1e-5        # added to the mean square in RMSNorm
+    vocab_size: int  # number of token ids
+    dim: int  # width of the residual stream
+    n_layers: int  # number of blocks
+    n_heads: int  # query heads
+    n_kv_heads: int  # key/value heads, each shared by n_heads / n_kv_heads query heads
+    ffn_dim: int  # inner width of the feed-forward network
+    max_seq_len: int  # longest sequence accepted, padding and cache included
+    rope_theta: float = 10000.0  # base of the rotary wavelengths
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     tie_embeddings: bool = False  # the output projection is the embedding table itself
 
     def __post_init__(self):
-        for name in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_seq_len"):
+        for name in (
+            "vocab_size",
+            "dim",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "ffn_dim",
+            "max_seq_len",
+        ):
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool):
                 raise TypeError(f"LlamaConfig: {name} must be an int, got {size!r}")
@@ -43,15 +51,21 @@ class LlamaConfig:
                 raise ValueError(f"LlamaConfig: {name} must be at least 1, got {size}")
         for name in ("rope_theta", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"LlamaConfig: {name} must be positive and finite, got {getattr(self, name)}")
+                raise ValueError(
+                    f"LlamaConfig: {name} must be positive and finite, got {getattr(self, name)}"
+                )
         if self.dim % self.n_heads:
-            raise ValueError(f"LlamaConfig: dim must be a multiple of n_heads = {self.n_heads}, got {self.dim}")
+            raise ValueError(
+                f"LlamaConfig: dim must be a multiple of n_heads = {self.n_heads}, got {self.dim}"
+            )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"LlamaConfig: n_heads must be a multiple of n_kv_heads = {self.n_kv_heads}, got {self.n_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"LlamaConfig: the head size dim / n_heads must be even, got {self.head_dim}")
+            raise ValueError(
+                f"LlamaConfig: the head size dim / n_heads must be even, got {self.head_dim}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -91,15 +105,17 @@ def token_positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def rope_cos_sin(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rope_cos_sin(
+    positions: Tensor, head_dim: int, theta: float = 10000.0
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle by which each pair of features turns at each position, in float32.
 
     angle(m, i) = m * theta^(-2i/E) for position m and pair i = 0 .. E/2 - 1 (Su et al. 2021, arXiv 2104.09864,
     equation 15). positions `(..., T)` -> two tensors `(..., T, 1, E/2)`, ready to broadcast over heads.
     """
     pair = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequency = theta ** (-pair / head_dim)                              # (E/2,) radians per position
-    angle = positions[..., None, None].float() * frequency               # (..., T, 1, E/2)
+    frequency = theta ** (-pair / head_dim)  # (E/2,) radians per position
+    angle = positions[..., None, None].float() * frequency  # (..., T, 1, E/2)
     return angle.cos(), angle.sin()
 
 
@@ -121,10 +137,14 @@ def attention_bias(key_mask: Tensor, n_queries: int) -> Tensor:
     of the softmax is empty. Returns float32 `(B or 1, 1, 1, T, S)`.
     """
     n_keys = key_mask.shape[-1]
-    query = torch.arange(n_keys - n_queries, n_keys, device=key_mask.device)[:, None]   # (T, 1)
-    key = torch.arange(n_keys, device=key_mask.device)                                  # (S,)
-    allowed = (key_mask[:, None, :] & (key <= query)) | (key == query)                  # (B, T, S)
-    bias = torch.zeros(allowed.shape, device=key_mask.device).masked_fill_(~allowed, -math.inf)
+    query = torch.arange(n_keys - n_queries, n_keys, device=key_mask.device)[
+        :, None
+    ]  # (T, 1)
+    key = torch.arange(n_keys, device=key_mask.device)  # (S,)
+    allowed = (key_mask[:, None, :] & (key <= query)) | (key == query)  # (B, T, S)
+    bias = torch.zeros(allowed.shape, device=key_mask.device).masked_fill_(
+        ~allowed, -math.inf
+    )
     return bias[:, None, None]
 
 
@@ -139,10 +159,14 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     """
     B, T, H, E = queries.shape
     K, S = keys.shape[1:3]
-    grouped = queries.view(B, T, K, H // K, E).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)      # (B, K, G T, E)
-    scores = (grouped * E**-0.5) @ keys.transpose(-1, -2)                                       # (B, K, G T, S)
-    weights = torch.softmax(scores.view(B, K, H // K, T, S) + bias, dim=-1)                     # (B, K, G, T, S)
-    mixed = weights.view(B, K, -1, S).to(values.dtype) @ values                                 # (B, K, G T, E)
+    grouped = (
+        queries.view(B, T, K, H // K, E).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)
+    )  # (B, K, G T, E)
+    scores = (grouped * E**-0.5) @ keys.transpose(-1, -2)  # (B, K, G T, S)
+    weights = torch.softmax(
+        scores.view(B, K, H // K, T, S) + bias, dim=-1
+    )  # (B, K, G, T, S)
+    mixed = weights.view(B, K, -1, S).to(values.dtype) @ values  # (B, K, G T, E)
     return mixed.view(B, H, T, E).transpose(1, 2).reshape(B, T, H * E)
 
 
@@ -153,8 +177,21 @@ class KVCache:
     says which of them hold a real token, and `count` `(B,)` how many do, which is the next token's position.
     """
 
-    def __init__(self, config: LlamaConfig, batch_size: int, capacity: int, device=None, dtype=torch.float32):
-        shape = (config.n_layers, batch_size, config.n_kv_heads, capacity, config.head_dim)
+    def __init__(
+        self,
+        config: LlamaConfig,
+        batch_size: int,
+        capacity: int,
+        device=None,
+        dtype=torch.float32,
+    ):
+        shape = (
+            config.n_layers,
+            batch_size,
+            config.n_kv_heads,
+            capacity,
+            config.head_dim,
+        )
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.mask = torch.zeros(batch_size, capacity, dtype=torch.bool, device=device)
@@ -185,7 +222,10 @@ class KVCache:
         Returns the old index of each row that is left, in their new order.
         """
         n = int(going.sum())
-        gaps, movers = (~going[:n]).nonzero().squeeze(1), n + going[n:].nonzero().squeeze(1)
+        gaps, movers = (
+            (~going[:n]).nonzero().squeeze(1),
+            n + going[n:].nonzero().squeeze(1),
+        )
         for held in (self.keys, self.values):
             held[:, gaps, :, : self.length] = held[:, movers, :, : self.length]
         self.keys, self.values = self.keys[:, :n], self.values[:, :n]
@@ -196,11 +236,15 @@ class KVCache:
     def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Writes one layer's new keys and values `(B, K, T, E)`; returns all of that layer's, `(B, K, S, E)`."""
         if keys.requires_grad:
-            raise RuntimeError("KVCache: keys must not require grad; a cached forward runs under torch.no_grad()")
+            raise RuntimeError(
+                "KVCache: keys must not require grad; a cached forward runs under torch.no_grad()"
+            )
         new = slice(self.length - keys.shape[2], self.length)
         self.keys[layer, :, :, new] = keys
         self.values[layer, :, :, new] = values
-        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
+        return self.keys[layer, :, :, : self.length], self.values[
+            layer, :, :, : self.length
+        ]
 
 
 class Attention(nn.Module):
@@ -208,20 +252,45 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int = 0):
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.layer = config.n_heads, config.n_kv_heads, layer
-        self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+        self.n_heads, self.n_kv_heads, self.layer = (
+            config.n_heads,
+            config.n_kv_heads,
+            layer,
+        )
+        self.q_proj = nn.Linear(
+            config.dim, config.n_heads * config.head_dim, bias=False
+        )
+        self.k_proj = nn.Linear(
+            config.dim, config.n_kv_heads * config.head_dim, bias=False
+        )
+        self.v_proj = nn.Linear(
+            config.dim, config.n_kv_heads * config.head_dim, bias=False
+        )
+        self.o_proj = nn.Linear(
+            config.n_heads * config.head_dim, config.dim, bias=False
+        )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        bias: Tensor,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """x `(B, T, D)` -> `(B, T, D)`; cos and sin from `rope_cos_sin`, bias from `attention_bias`."""
         B, T, _ = x.shape
-        queries = rotate(self.q_proj(x).view(B, T, self.n_heads, -1), cos, sin)                     # (B, T, H, E)
-        keys = rotate(self.k_proj(x).view(B, T, self.n_kv_heads, -1), cos, sin).transpose(1, 2)     # (B, K, T, E)
-        values = self.v_proj(x).view(B, T, self.n_kv_heads, -1).transpose(1, 2)                     # (B, K, T, E)
+        queries = rotate(
+            self.q_proj(x).view(B, T, self.n_heads, -1), cos, sin
+        )  # (B, T, H, E)
+        keys = rotate(
+            self.k_proj(x).view(B, T, self.n_kv_heads, -1), cos, sin
+        ).transpose(1, 2)  # (B, K, T, E)
+        values = (
+            self.v_proj(x).view(B, T, self.n_kv_heads, -1).transpose(1, 2)
+        )  # (B, K, T, E)
         if cache is not None:
-            keys, values = cache.store(self.layer, keys, values)                                    # (B, K, S, E)
+            keys, values = cache.store(self.layer, keys, values)  # (B, K, S, E)
         return self.o_proj(attend(queries, keys, values, bias))
 
 
@@ -250,7 +319,13 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, cache: KVCache | None = None, at: Tensor | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        bias: Tensor,
+        cache: KVCache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """x `(B, T, D)` -> `(B, T, D)`; with `at`, bool `(B, T)`, only the N rows where it is True, `(N, D)`.
 
@@ -258,7 +333,7 @@ class Block(nn.Module):
         """
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias, cache)
         if at is not None:
-            x = x[at]                                   # the feed-forward looks at each token alone: (N, D)
+            x = x[at]  # the feed-forward looks at each token alone: (N, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -274,7 +349,9 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            Block(config, layer) for layer in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -288,11 +365,19 @@ class Llama(nn.Module):
             if parameter.ndim < 2 or parameter.is_meta:
                 continue
             back_to_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            std = 0.02 / math.sqrt(2 * self.config.n_layers) if back_to_residual else 0.02
-            parameter.copy_(std * torch.randn(parameter.shape, generator=generator, device="cpu"))
+            std = (
+                0.02 / math.sqrt(2 * self.config.n_layers) if back_to_residual else 0.02
+            )
+            parameter.copy_(
+                std * torch.randn(parameter.shape, generator=generator, device="cpu")
+            )
 
     def hidden(
-        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, at: Tensor | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """States after the final norm.
 
@@ -309,38 +394,62 @@ class Llama(nn.Module):
             new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
             positions, key_mask = cache.extend(new)
         else:
-            key_mask = torch.ones_like(ids[:1], dtype=torch.bool) if mask is None else mask  # (1, T) or (B, T)
+            key_mask = (
+                torch.ones_like(ids[:1], dtype=torch.bool) if mask is None else mask
+            )  # (1, T) or (B, T)
             positions = token_positions(key_mask)
-        bias = attention_bias(key_mask, ids.shape[1])                   # (B or 1, 1, 1, T, S)
-        x = self.embed_tokens(ids)                                      # (B, T, D)
+        bias = attention_bias(key_mask, ids.shape[1])  # (B or 1, 1, 1, T, S)
+        x = self.embed_tokens(ids)  # (B, T, D)
         cos, sin = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for block in self.layers[:-1]:
             x = block(x, cos, sin, bias, cache)
-        return self.norm(self.layers[-1](x, cos, sin, bias, cache, at))     # (B, T, D) or (N, D)
+        return self.norm(
+            self.layers[-1](x, cos, sin, bias, cache, at)
+        )  # (B, T, D) or (N, D)
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
         """Logits `(B, T, V)` of the token after each one; arguments and errors as for `hidden`."""
         return self.lm_head(self.hidden(ids, mask, cache))
 
 
 def check_inputs(
-    config: LlamaConfig, ids: Tensor, mask: Tensor | None, cache: KVCache | None, at: Tensor | None = None
+    config: LlamaConfig,
+    ids: Tensor,
+    mask: Tensor | None,
+    cache: KVCache | None,
+    at: Tensor | None = None,
 ) -> None:
     """Raises what `Llama.hidden` says; the values are looked at once, so a GPU waits once per call."""
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        raise TypeError(f"Llama: ids must be an int64 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
+        raise TypeError(
+            f"Llama: ids must be an int64 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}"
+        )
     if ids.ndim != 2 or ids.numel() == 0:
-        raise ValueError(f"Llama: ids must be (B, T) with at least one row and one token, got {tuple(ids.shape)}")
+        raise ValueError(
+            f"Llama: ids must be (B, T) with at least one row and one token, got {tuple(ids.shape)}"
+        )
     for name, flags in (("mask", mask), ("at", at)):
-        if flags is not None and (not isinstance(flags, Tensor) or flags.dtype != torch.bool):
-            raise TypeError(f"Llama: {name} must be a bool tensor, got {getattr(flags, 'dtype', type(flags).__name__)}")
+        if flags is not None and (
+            not isinstance(flags, Tensor) or flags.dtype != torch.bool
+        ):
+            raise TypeError(
+                f"Llama: {name} must be a bool tensor, got {getattr(flags, 'dtype', type(flags).__name__)}"
+            )
         if flags is not None and flags.shape != ids.shape:
-            raise ValueError(f"Llama: {name} must have the shape of ids {tuple(ids.shape)}, got {tuple(flags.shape)}")
+            raise ValueError(
+                f"Llama: {name} must have the shape of ids {tuple(ids.shape)}, got {tuple(flags.shape)}"
+            )
     length = ids.shape[1] + (0 if cache is None else cache.length)
     if length > config.max_seq_len:
-        raise ValueError(f"Llama: ids must fit in max_seq_len = {config.max_seq_len} with the cache, got {length}")
-    if cache is not None and (cache.batch_size != ids.shape[0] or cache.capacity < length):
+        raise ValueError(
+            f"Llama: ids must fit in max_seq_len = {config.max_seq_len} with the cache, got {length}"
+        )
+    if cache is not None and (
+        cache.batch_size != ids.shape[0] or cache.capacity < length
+    ):
         raise ValueError(
             f"Llama: cache must have {ids.shape[0]} rows and room for {length} tokens, "
             f"got {cache.batch_size} rows and {cache.capacity}"
@@ -352,5 +461,9 @@ def check_inputs(
     if good:
         return
     if lowest < 0 or highest >= config.vocab_size:
-        raise IndexError(f"Llama: ids must be in 0 .. {config.vocab_size - 1}, got {int(lowest)} .. {int(highest)}")
-    raise ValueError(f"Llama: mask must keep a token in every row, got row {int(mask.any(1).int().argmin())} empty")
+        raise IndexError(
+            f"Llama: ids must be in 0 .. {config.vocab_size - 1}, got {int(lowest)} .. {int(highest)}"
+        )
+    raise ValueError(
+        f"Llama: mask must keep a token in every row, got row {int(mask.any(1).int().argmin())} empty"
+    )

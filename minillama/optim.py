@@ -32,11 +32,21 @@ class TrainingDiverged(FloatingPointError):
 class Stepper:
     """AdamW on one model, with a learning-rate schedule, gradient clipping and a guard against divergence."""
 
-    def __init__(self, model, lr, schedule=lambda step: 1.0, weight_decay=0.0, betas=(0.9, 0.95), max_norm=1.0):
+    def __init__(
+        self,
+        model,
+        lr,
+        schedule=lambda step: 1.0,
+        weight_decay=0.0,
+        betas=(0.9, 0.95),
+        max_norm=1.0,
+    ):
         """``schedule(step)`` is the share of ``lr`` to use at a step counted from 0."""
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+        )
         self.lr, self.schedule, self.max_norm, self.steps = lr, schedule, max_norm, 0
         self.last_good = [p.detach().clone() for p in self.parameters]
 
@@ -62,8 +72,11 @@ class Stepper:
         """Raise `TrainingDiverged`, with the last good weights put back, if the tensor holds inf or NaN."""
         if not torch.isfinite(tensor).all():
             self._copy(self.last_good, self.parameters)
-            raise TrainingDiverged(f"step {self.steps}: {name} is not finite, batch of examples {list(batch_ids)}; "
-                                   "the last good weights are restored", self.model)
+            raise TrainingDiverged(
+                f"step {self.steps}: {name} is not finite, batch of examples {list(batch_ids)}; "
+                "the last good weights are restored",
+                self.model,
+            )
 
     @staticmethod
     @torch.no_grad()

@@ -35,17 +35,29 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_eps=0.2)
     Raises TypeError for a mask that is not boolean, ValueError for different shapes, clip_eps <= 0 or a batch
     without response token. Source: Schulman et al. 2017, equation 7.
     """
-    if not logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape:
-        shapes = [tuple(tensor.shape) for tensor in (logprobs, old_logprobs, advantages, response_mask)]
-        raise ValueError("policy_loss: logprobs, old_logprobs, advantages, response_mask must be (B, T) "
-                         f"alike, got {shapes}")
+    if (
+        not logprobs.shape
+        == old_logprobs.shape
+        == advantages.shape
+        == response_mask.shape
+    ):
+        shapes = [
+            tuple(tensor.shape)
+            for tensor in (logprobs, old_logprobs, advantages, response_mask)
+        ]
+        raise ValueError(
+            "policy_loss: logprobs, old_logprobs, advantages, response_mask must be (B, T) "
+            f"alike, got {shapes}"
+        )
     if response_mask.dtype != torch.bool:
-        raise TypeError(f"policy_loss: response_mask must be boolean (True = response), got {response_mask.dtype}")
+        raise TypeError(
+            f"policy_loss: response_mask must be boolean (True = response), got {response_mask.dtype}"
+        )
     if not clip_eps > 0:
         raise ValueError(f"policy_loss: clip_eps must be > 0, got {clip_eps}")
 
-    logratio = logprobs - old_logprobs.detach()                             # (B, T)
-    ratio = logratio.masked_fill(~response_mask, 0.0).exp()                 # no overflow on padding
+    logratio = logprobs - old_logprobs.detach()  # (B, T)
+    ratio = logratio.masked_fill(~response_mask, 0.0).exp()  # no overflow on padding
     advantages = advantages.detach()
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages
@@ -63,15 +75,22 @@ def value_loss(values, old_values, returns, response_mask, clip_eps=0.2):
     without response token. Source: Huang et al. 2022, detail 9.
     """
     if not values.shape == old_values.shape == returns.shape == response_mask.shape:
-        shapes = [tuple(tensor.shape) for tensor in (values, old_values, returns, response_mask)]
-        raise ValueError("value_loss: values, old_values, returns, response_mask must be (B, T) "
-                         f"alike, got {shapes}")
+        shapes = [
+            tuple(tensor.shape)
+            for tensor in (values, old_values, returns, response_mask)
+        ]
+        raise ValueError(
+            "value_loss: values, old_values, returns, response_mask must be (B, T) "
+            f"alike, got {shapes}"
+        )
     if not clip_eps > 0:
         raise ValueError(f"value_loss: clip_eps must be > 0, got {clip_eps}")
 
     old_values, returns = old_values.detach(), returns.detach()
-    clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)         # (B, T)
-    squared_error = torch.maximum((values - returns).square(), (clipped - returns).square())
+    clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)  # (B, T)
+    squared_error = torch.maximum(
+        (values - returns).square(), (clipped - returns).square()
+    )
     return 0.5 * masked_mean(squared_error, response_mask)
 
 
@@ -82,7 +101,7 @@ def clip_fraction(logprobs, old_logprobs, response_mask, clip_eps=0.2):
     gradient; it also counts ratios that the sign of the advantage leaves unclipped.
     Raises as `masked_mean` does.
     """
-    ratio = (logprobs - old_logprobs).detach().exp()                        # (B, T)
+    ratio = (logprobs - old_logprobs).detach().exp()  # (B, T)
     return masked_mean(((ratio - 1).abs() > clip_eps).float(), response_mask)
 
 
@@ -103,7 +122,9 @@ class PPOSettings:
     lam: float = 0.95
     clip_eps: float = 0.2
     threshold: float = 0.15  # probability of being safe below which an answer is judged by safety alone
-    whiten_scores: bool = True  # False: the logits as they are, so that beta is in their units
+    whiten_scores: bool = (
+        True  # False: the logits as they are, so that beta is in their units
+    )
 
 
 @dataclass(frozen=True)
@@ -118,8 +139,13 @@ class Judges:
         """(R_s, R_h), two (B,) tensors in [0, 1]: the sigmoids of both models' scores."""
         scores = torch.empty(2, len(ids), device=ids.device)
         for rows, columns in _row_groups(mask):
-            group = ids[rows].gather(1, columns), mask[rows].gather(1, columns)     # (n, T')
-            scores[:, rows] = torch.stack((self.safety(*group), self.helpfulness(*group))).float()
+            group = (
+                ids[rows].gather(1, columns),
+                mask[rows].gather(1, columns),
+            )  # (n, T')
+            scores[:, rows] = torch.stack(
+                (self.safety(*group), self.helpfulness(*group))
+            ).float()
         return torch.sigmoid(scores[0]), torch.sigmoid(scores[1])
 
 
@@ -160,9 +186,15 @@ def response_logprobs(model, ids, mask, response_mask):
     """log p(token | past) on response tokens, 0 elsewhere, (B, T); the vocabulary's logits only where needed."""
     logprobs = torch.zeros(ids.shape, device=ids.device)
     for rows, columns in _row_groups(mask):
-        group, group_mask, counted = (x[rows].gather(1, columns) for x in (ids, mask, response_mask))    # (n, T')
-        hidden = model.hidden(group, group_mask, at=F.pad(counted[:, 1:], (0, 1)))                       # (N, D)
-        picked = -F.cross_entropy(model.lm_head(hidden).float(), group[counted], reduction="none")       # (N,)
+        group, group_mask, counted = (
+            x[rows].gather(1, columns) for x in (ids, mask, response_mask)
+        )  # (n, T')
+        hidden = model.hidden(
+            group, group_mask, at=F.pad(counted[:, 1:], (0, 1))
+        )  # (N, D)
+        picked = -F.cross_entropy(
+            model.lm_head(hidden).float(), group[counted], reduction="none"
+        )  # (N,)
         place = rows[:, None].expand_as(columns)[counted], columns[counted]
         logprobs = logprobs.index_put(place, picked)
     return logprobs
@@ -172,13 +204,17 @@ def response_values(value_model, ids, mask, response_mask):
     """The value before each response token, 0 elsewhere, (B, T)."""
     values = torch.zeros(ids.shape, device=ids.device)
     for rows, columns in _row_groups(mask):
-        group = value_model(ids[rows].gather(1, columns), mask[rows].gather(1, columns))                 # (n, T')
+        group = value_model(
+            ids[rows].gather(1, columns), mask[rows].gather(1, columns)
+        )  # (n, T')
         values = values.index_put((rows[:, None], columns), group.float())
     return values * response_mask
 
 
 @torch.no_grad()
-def collect_experience(policy, ref_policy, value_model, judges, prompt_ids, is_safety, settings, generator):
+def collect_experience(
+    policy, ref_policy, value_model, judges, prompt_ids, is_safety, settings, generator
+):
     """Let the policy answer each prompt, and judge, penalise and credit its answers: an `Experience`.
 
     ``prompt_ids``: lists of ids; ``is_safety``: bool (B,). The reward is Llama 2's (section 3.2.3):
@@ -189,15 +225,36 @@ def collect_experience(policy, ref_policy, value_model, judges, prompt_ids, is_s
     ref_logprobs = response_logprobs(ref_policy, ids, mask, response_mask)
     values = response_values(value_model, ids, mask, response_mask)
     safety, helpfulness = judges.probabilities(ids, mask)
-    selected = select_reward(safety, helpfulness, is_safety.to(ids.device), settings.threshold)
+    selected = select_reward(
+        safety, helpfulness, is_safety.to(ids.device), settings.threshold
+    )
     scores = whiten(logit(selected)) if settings.whiten_scores else logit(selected)
-    rewards = kl_penalised_rewards(scores, answers.logprobs, ref_logprobs, response_mask, settings.beta)
-    advantages, returns = gae(rewards, values, response_mask, settings.gamma, settings.lam)
-    return Experience(ids, mask, response_mask, answers.logprobs, ref_logprobs, values, safety, helpfulness,
-                      selected, scores, rewards, advantages, returns)
+    rewards = kl_penalised_rewards(
+        scores, answers.logprobs, ref_logprobs, response_mask, settings.beta
+    )
+    advantages, returns = gae(
+        rewards, values, response_mask, settings.gamma, settings.lam
+    )
+    return Experience(
+        ids,
+        mask,
+        response_mask,
+        answers.logprobs,
+        ref_logprobs,
+        values,
+        safety,
+        helpfulness,
+        selected,
+        scores,
+        rewards,
+        advantages,
+        returns,
+    )
 
 
-def ppo_step(policy, value_model, policy_stepper, value_stepper, experience, settings, generator):
+def ppo_step(
+    policy, value_model, policy_stepper, value_stepper, experience, settings, generator
+):
     """All gradient steps on one `Experience`; returns the mean clip fraction and value loss.
 
     The advantages are whitened over the whole batch of tokens, once, after the returns were taken from them.
@@ -209,18 +266,50 @@ def ppo_step(policy, value_model, policy_stepper, value_stepper, experience, set
         order = torch.randperm(len(experience.ids), generator=generator)
         for index in order.chunk(settings.minibatches):
             batch = experience.rows(index.to(experience.ids.device))
-            logprobs = response_logprobs(policy, batch.ids, batch.mask, batch.response_mask)
-            policy_stepper.step(policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask,
-                                            settings.clip_eps), index.tolist())
-            values = response_values(value_model, batch.ids, batch.mask, batch.response_mask)
-            loss = value_loss(values, batch.values, batch.returns, batch.response_mask, settings.clip_eps)
+            logprobs = response_logprobs(
+                policy, batch.ids, batch.mask, batch.response_mask
+            )
+            policy_stepper.step(
+                policy_loss(
+                    logprobs,
+                    batch.logprobs,
+                    batch.advantages,
+                    batch.response_mask,
+                    settings.clip_eps,
+                ),
+                index.tolist(),
+            )
+            values = response_values(
+                value_model, batch.ids, batch.mask, batch.response_mask
+            )
+            loss = value_loss(
+                values,
+                batch.values,
+                batch.returns,
+                batch.response_mask,
+                settings.clip_eps,
+            )
             value_stepper.step(loss, index.tolist())
-            clipped.append(clip_fraction(logprobs, batch.logprobs, batch.response_mask, settings.clip_eps).item())
+            clipped.append(
+                clip_fraction(
+                    logprobs, batch.logprobs, batch.response_mask, settings.clip_eps
+                ).item()
+            )
             value_losses.append(loss.item())
     return sum(clipped) / len(clipped), sum(value_losses) / len(value_losses)
 
 
-def train_ppo(policy, ref_policy, value_model, judges, prompts, settings, generator, judge_gold=None, desc=None):
+def train_ppo(
+    policy,
+    ref_policy,
+    value_model,
+    judges,
+    prompts,
+    settings,
+    generator,
+    judge_gold=None,
+    desc=None,
+):
     """Climb the composite reward from ``policy``, in place; returns the history, a list of one dict an iteration.
 
     ``prompts``: list of (ids, is_safety). ``judge_gold(indices, experience) -> dict`` adds columns to the
@@ -234,16 +323,41 @@ def train_ppo(policy, ref_policy, value_model, judges, prompts, settings, genera
     policy_stepper = Stepper(policy, settings.policy_lr, schedule)
     value_stepper = Stepper(value_model, settings.value_lr, schedule)
     if len(prompts) < settings.batch_size:
-        raise ValueError(f"train_ppo: prompts must be at least batch_size = {settings.batch_size}, got {len(prompts)}")
+        raise ValueError(
+            f"train_ppo: prompts must be at least batch_size = {settings.batch_size}, got {len(prompts)}"
+        )
     history = []
     for _ in tqdm(range(settings.iterations), desc=desc, disable=desc is None):
-        chosen = torch.randperm(len(prompts), generator=generator)[: settings.batch_size].tolist()
-        experience = collect_experience(policy, ref_policy, value_model, judges, [prompts[i][0] for i in chosen],
-                             torch.tensor([prompts[i][1] for i in chosen]), settings, generator)
-        clip_fraction, mean_value_loss = ppo_step(policy, value_model, policy_stepper, value_stepper, experience,
-                                                  settings, generator)
-        history.append({**summary(experience), "clip_fraction": clip_fraction, "value_loss": mean_value_loss,
-                        **(judge_gold(chosen, experience) if judge_gold else {})})
+        chosen = torch.randperm(len(prompts), generator=generator)[
+            : settings.batch_size
+        ].tolist()
+        experience = collect_experience(
+            policy,
+            ref_policy,
+            value_model,
+            judges,
+            [prompts[i][0] for i in chosen],
+            torch.tensor([prompts[i][1] for i in chosen]),
+            settings,
+            generator,
+        )
+        clip_fraction, mean_value_loss = ppo_step(
+            policy,
+            value_model,
+            policy_stepper,
+            value_stepper,
+            experience,
+            settings,
+            generator,
+        )
+        history.append(
+            {
+                **summary(experience),
+                "clip_fraction": clip_fraction,
+                "value_loss": mean_value_loss,
+                **(judge_gold(chosen, experience) if judge_gold else {}),
+            }
+        )
     return history
 
 
@@ -252,7 +366,10 @@ def summary(experience):
     counted = experience.response_mask
     return {
         "proxy": logit(experience.selected).mean().item(),
-        "kl": (kl_estimate(experience.logprobs, experience.ref_logprobs) * counted).sum(1).mean().item(),
+        "kl": (kl_estimate(experience.logprobs, experience.ref_logprobs) * counted)
+        .sum(1)
+        .mean()
+        .item(),
         "length": counted.sum(1).float().mean().item(),
         "entropy": -experience.logprobs[counted].mean().item(),
     }

@@ -28,7 +28,7 @@ def copy_body(llama, keep_lm_head=False):
     """
     body = copy.deepcopy(llama)
     if not keep_lm_head:
-        body.lm_head = None                                         # neither stored nor trained
+        body.lm_head = None  # neither stored nor trained
     return body
 
 
@@ -37,13 +37,15 @@ def last_token(mask):
 
     Padding on either side. As an index it picks one state a row: ``hidden[last_token(mask)]`` is (B, D).
     """
-    from_the_right = mask.flip(-1).cumsum(-1).flip(-1)              # (B, T): real tokens from here to the end of the row
+    from_the_right = (
+        mask.flip(-1).cumsum(-1).flip(-1)
+    )  # (B, T): real tokens from here to the end of the row
     return mask & (from_the_right == 1)
 
 
 def pool_mean(hidden, mask):
     """The mean state of each row's real tokens: hidden (B, T, D), mask bool (B, T), True = real -> (B, D)."""
-    kept = hidden.masked_fill(~mask[:, :, None], 0.0)               # (B, T, D)
+    kept = hidden.masked_fill(~mask[:, :, None], 0.0)  # (B, T, D)
     return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
@@ -59,7 +61,9 @@ class RewardModel(nn.Module):
     def __init__(self, llama, pooling="last", keep_lm_head=False, generator=None):
         super().__init__()
         if pooling not in ("last", "mean"):
-            raise ValueError(f'RewardModel: pooling must be "last" or "mean", got {pooling!r}')
+            raise ValueError(
+                f'RewardModel: pooling must be "last" or "mean", got {pooling!r}'
+            )
         self.pooling = pooling
         self.llama = copy_body(llama, keep_lm_head)
         dim, like = llama.config.dim, llama.embed_tokens.weight
@@ -67,16 +71,18 @@ class RewardModel(nn.Module):
         self.register_buffer("score_mean", like.new_zeros(()))
         self.register_buffer("score_std", like.new_ones(()))
         with torch.no_grad():
-            self.score.weight.copy_(torch.randn(1, dim, generator=generator) / math.sqrt(dim + 1))
+            self.score.weight.copy_(
+                torch.randn(1, dim, generator=generator) / math.sqrt(dim + 1)
+            )
 
     def raw_scores(self, ids, mask=None):
         """Scores (B,) without normalisation, in either mode; arguments and errors as for `Llama.hidden`."""
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         if self.pooling == "last":
-            pooled = self.llama.hidden(ids, mask, at=last_token(mask))          # (B, D)
+            pooled = self.llama.hidden(ids, mask, at=last_token(mask))  # (B, D)
         else:
-            pooled = pool_mean(self.llama.hidden(ids, mask), mask)              # (B, D)
-        return self.score(pooled).squeeze(-1)                                   # (B,)
+            pooled = pool_mean(self.llama.hidden(ids, mask), mask)  # (B, D)
+        return self.score(pooled).squeeze(-1)  # (B,)
 
     def forward(self, ids, mask=None):
         """Scores (B,) of ids int64 (B, T); mask bool (B, T), True = real token, None = all real.
@@ -95,7 +101,9 @@ class RewardModel(nn.Module):
         if not math.isfinite(mean):
             raise ValueError(f"set_normalisation: mean must be finite, got {mean}")
         if not 0 < std < math.inf:
-            raise ValueError(f"set_normalisation: std must be positive and finite, got {std}")
+            raise ValueError(
+                f"set_normalisation: std must be positive and finite, got {std}"
+            )
         self.score_mean.fill_(mean)
         self.score_std.fill_(std)
 
@@ -111,7 +119,9 @@ class ValueModel(nn.Module):
         super().__init__()
         self.llama = copy_body(reward_model.llama)
         like = reward_model.score.weight
-        self.value = nn.Linear(like.shape[1], 1, bias=False, device=like.device, dtype=like.dtype)
+        self.value = nn.Linear(
+            like.shape[1], 1, bias=False, device=like.device, dtype=like.dtype
+        )
         nn.init.zeros_(self.value.weight)
 
     def forward(self, ids, mask=None):
@@ -120,11 +130,13 @@ class ValueModel(nn.Module):
         Entry t is computed at position t - 1, before token t; it is 0 for a row's first real token, which
         has nothing before it, and on padding. Errors as for `Llama.hidden`.
         """
-        after = self.value(self.llama.hidden(ids, mask)).squeeze(-1)    # (B, T) once token t is read
-        before = F.pad(after[:, :-1], (1, 0))                           # (B, T) shifted by one
+        after = self.value(self.llama.hidden(ids, mask)).squeeze(
+            -1
+        )  # (B, T) once token t is read
+        before = F.pad(after[:, :-1], (1, 0))  # (B, T) shifted by one
         if mask is None:
             return before
-        known = mask & F.pad(mask[:, :-1], (1, 0))                      # tokens t - 1 and t are real
+        known = mask & F.pad(mask[:, :-1], (1, 0))  # tokens t - 1 and t are real
         return before.masked_fill(~known, 0.0)
 
 
@@ -148,10 +160,14 @@ def score_normalisation(scores, centre_only=False):
     Raises ValueError for a non-finite score, no score at all, or an std of fewer than 2 or of equal scores.
     """
     if len(scores) == 0 or not scores.isfinite().all():
-        raise ValueError(f"score_normalisation: scores must be finite and at least 1, got {scores.tolist()}")
+        raise ValueError(
+            f"score_normalisation: scores must be finite and at least 1, got {scores.tolist()}"
+        )
     if centre_only:
         return scores.double().mean().item(), 1.0
     if len(scores) < 2 or (scores == scores[0]).all():
-        raise ValueError("score_normalisation: scores needs 2 different entries for an std, "
-                         f"got {scores.tolist()}")
+        raise ValueError(
+            "score_normalisation: scores needs 2 different entries for an std, "
+            f"got {scores.tolist()}"
+        )
     return scores.double().mean().item(), scores.double().std(correction=1).item()

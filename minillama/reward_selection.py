@@ -24,18 +24,30 @@ def select_reward(safety, helpfulness, is_safety_prompt, threshold=0.15):
     probability or threshold outside [0, 1] (a linear score, for example, or NaN).
     """
     if is_safety_prompt.dtype != torch.bool:
-        raise TypeError(f"select_reward: is_safety_prompt must be boolean, got {is_safety_prompt.dtype}")
+        raise TypeError(
+            f"select_reward: is_safety_prompt must be boolean, got {is_safety_prompt.dtype}"
+        )
     if not safety.shape == helpfulness.shape == is_safety_prompt.shape:
-        shapes = [tuple(tensor.shape) for tensor in (safety, helpfulness, is_safety_prompt)]
-        raise ValueError("select_reward: safety, helpfulness, is_safety_prompt must be (B,) alike, "
-                         f"got {shapes}")
+        shapes = [
+            tuple(tensor.shape) for tensor in (safety, helpfulness, is_safety_prompt)
+        ]
+        raise ValueError(
+            "select_reward: safety, helpfulness, is_safety_prompt must be (B,) alike, "
+            f"got {shapes}"
+        )
     if safety.numel() == 0:
-        raise ValueError("select_reward: safety needs at least 1 entry, got an empty batch")
+        raise ValueError(
+            "select_reward: safety needs at least 1 entry, got an empty batch"
+        )
     if not 0 <= threshold <= 1:
-        raise ValueError(f"select_reward: threshold must lie in [0, 1], got {threshold}")
+        raise ValueError(
+            f"select_reward: threshold must lie in [0, 1], got {threshold}"
+        )
     for name, p in (("safety", safety), ("helpfulness", helpfulness)):
-        bad = p[~((p >= 0) & (p <= 1))]                             # NaN included
+        bad = p[~((p >= 0) & (p <= 1))]  # NaN included
         if len(bad):
-            raise ValueError(f"select_reward: {name} must hold probabilities in [0, 1], got {bad[0].item()}")
+            raise ValueError(
+                f"select_reward: {name} must hold probabilities in [0, 1], got {bad[0].item()}"
+            )
 
     return torch.where(is_safety_prompt | (safety < threshold), safety, helpfulness)

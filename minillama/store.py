@@ -34,7 +34,10 @@ class DamagedStage(ValueError):
 
 def store_folder():
     """The folder of trained stages; a relative ``MINILLAMA_ARTIFACTS`` is taken from the checkout."""
-    return PROJECT / Path(os.environ.get("MINILLAMA_ARTIFACTS") or "build/artifacts").expanduser()
+    return (
+        PROJECT
+        / Path(os.environ.get("MINILLAMA_ARTIFACTS") or "build/artifacts").expanduser()
+    )
 
 
 @functools.cache
@@ -60,9 +63,16 @@ def key(name, settings, sources):
         try:
             json.dumps(value)
         except TypeError as error:
-            raise TypeError(f"key: settings[{setting!r}] must be a JSON value: {error}") from error
-    identity = {"format": FORMAT, "torch": torch.__version__, "name": name, "settings": settings,
-                "sources": [[source.__name__, source_text(source)] for source in sources]}
+            raise TypeError(
+                f"key: settings[{setting!r}] must be a JSON value: {error}"
+            ) from error
+    identity = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "name": name,
+        "settings": settings,
+        "sources": [[source.__name__, source_text(source)] for source in sources],
+    }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -98,7 +108,9 @@ def _one_at_a_time(path, about):
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        print(f"waiting for another process to build {about}", file=sys.stderr, flush=True)
+        print(
+            f"waiting for another process to build {about}", file=sys.stderr, flush=True
+        )
         lock.acquire()
     try:
         yield
@@ -122,15 +134,26 @@ def _build(path, identity, settings, build, about):
     """Call ``build`` and store what it returns under ``path``, in one step as seen from outside."""
     print(f"building {about}, once", file=sys.stderr, flush=True)
     start = time.perf_counter()
-    with torch.inference_mode(False), torch.enable_grad():  # a stage trains, whoever asks for it
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):  # a stage trains, whoever asks for it
         tensors, notes = build()
     tensors = {name: _as_stored(name, tensor) for name, tensor in tensors.items()}
-    record = {"key": identity, "settings": settings, "notes": notes,
-              "seconds": round(time.perf_counter() - start, 1)}
-    record = json.loads(json.dumps(record))  # as it will be read back: tuples are lists, keys are strings
+    record = {
+        "key": identity,
+        "settings": settings,
+        "notes": notes,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    record = json.loads(
+        json.dumps(record)
+    )  # as it will be read back: tuples are lists, keys are strings
     record["sha256"] = _digest(record, tensors)
     data = safetensors.torch.save(tensors, metadata={"record": json.dumps(record)})
-    unfinished = path.with_suffix(".unfinished")  # same folder, hence same file system: the rename is atomic
+    unfinished = path.with_suffix(
+        ".unfinished"
+    )  # same folder, hence same file system: the rename is atomic
     try:
         with unfinished.open("wb") as file:
             file.write(data)
@@ -144,7 +167,9 @@ def _build(path, identity, settings, build, about):
 def _as_stored(name, tensor):
     """A copy on the CPU that shares memory with no other: tied weights are stored twice."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"stage: build must return tensors, got {type(tensor).__name__} for {name!r}")
+        raise TypeError(
+            f"stage: build must return tensors, got {type(tensor).__name__} for {name!r}"
+        )
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 

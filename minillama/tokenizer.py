@@ -17,7 +17,14 @@ import io
 import sentencepiece
 
 UNK_ID, BOS_ID, EOS_ID, PAD_ID, INST_ID, END_INST_ID = range(6)
-SPECIAL_SYMBOLS = ("<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]")  # position = id
+SPECIAL_SYMBOLS = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<pad>",
+    "[INST]",
+    "[/INST]",
+)  # position = id
 
 
 class Tokenizer:
@@ -42,7 +49,9 @@ class Tokenizer:
         """Text of ids; control symbols (BOS, EOS, PAD, [INST], [/INST]) vanish."""
         ids = [int(i) for i in ids]
         if any(not 0 <= i < self.vocab_size for i in ids):
-            raise IndexError(f"decode: ids must lie in [0, {self.vocab_size}), got {min(ids)} to {max(ids)}")
+            raise IndexError(
+                f"decode: ids must lie in [0, {self.vocab_size}), got {min(ids)} to {max(ids)}"
+            )
         return self.pieces.decode(ids)
 
     def tokens(self, ids):
@@ -57,15 +66,29 @@ def train_tokenizer(texts, vocab_size=1024):
     pieces are learned when the texts run out of merges (the limit is soft).
     """
     if vocab_size <= 256 + len(SPECIAL_SYMBOLS):
-        raise ValueError(f"train_tokenizer: vocab_size must exceed 262 (bytes and symbols), got {vocab_size}")
+        raise ValueError(
+            f"train_tokenizer: vocab_size must exceed 262 (bytes and symbols), got {vocab_size}"
+        )
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
-        hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0,
-        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
         split_by_unicode_script=False,
-        unk_id=UNK_ID, bos_id=BOS_ID, eos_id=EOS_ID, pad_id=PAD_ID, control_symbols=list(SPECIAL_SYMBOLS[4:]),
-        num_threads=1, minloglevel=2,
+        unk_id=UNK_ID,
+        bos_id=BOS_ID,
+        eos_id=EOS_ID,
+        pad_id=PAD_ID,
+        control_symbols=list(SPECIAL_SYMBOLS[4:]),
+        num_threads=1,
+        minloglevel=2,
     )
     return Tokenizer(model.getvalue())
 

@@ -21,10 +21,14 @@ def masked_mean(values, mask):
     Raises TypeError for a mask that is not boolean, ValueError for another shape or no True entry.
     """
     if mask.dtype != torch.bool:
-        raise TypeError(f"masked_mean: mask must be boolean (True = counts), got {mask.dtype}")
+        raise TypeError(
+            f"masked_mean: mask must be boolean (True = counts), got {mask.dtype}"
+        )
     if mask.shape != values.shape:
-        raise ValueError(f"masked_mean: mask must be {tuple(values.shape)}, as values, "
-                         f"got {tuple(mask.shape)}")
+        raise ValueError(
+            f"masked_mean: mask must be {tuple(values.shape)}, as values, "
+            f"got {tuple(mask.shape)}"
+        )
     if not mask.any():
         raise ValueError("masked_mean: mask needs at least 1 True entry, got none")
 
@@ -42,9 +46,11 @@ def logit(p, eps=1e-6):
         raise TypeError(f"logit: p must be floating point, got {p.dtype}")
     if not 0 < eps < 0.5:
         raise ValueError(f"logit: eps must lie in (0, 0.5), got {eps}")
-    inside = (p >= 0) & (p <= 1)                                    # False for NaN
+    inside = (p >= 0) & (p <= 1)  # False for NaN
     if not inside.all():
-        raise ValueError(f"logit: p must hold probabilities in [0, 1], got {p[~inside][0].item()}")
+        raise ValueError(
+            f"logit: p must hold probabilities in [0, 1], got {p[~inside][0].item()}"
+        )
 
     clamped = p.double().clamp(eps, 1 - eps)
     return (clamped.log() - (1 - clamped).log()).to(p.dtype)
@@ -65,19 +71,27 @@ def whiten(values, mask=None, shift_mean=True):
     if not values.is_floating_point():
         raise TypeError(f"whiten: values must be floating point, got {values.dtype}")
     if mask.dtype != torch.bool:
-        raise TypeError(f"whiten: mask must be boolean (True = counts), got {mask.dtype}")
+        raise TypeError(
+            f"whiten: mask must be boolean (True = counts), got {mask.dtype}"
+        )
     if mask.shape != values.shape:
-        raise ValueError(f"whiten: mask must be {tuple(values.shape)}, as values, got {tuple(mask.shape)}")
-    kept = values[mask].double()                                    # (N,) the entries that count
+        raise ValueError(
+            f"whiten: mask must be {tuple(values.shape)}, as values, got {tuple(mask.shape)}"
+        )
+    kept = values[mask].double()  # (N,) the entries that count
     if len(kept) < 2:
-        raise ValueError(f"whiten: values needs at least 2 unmasked entries, got {len(kept)}")
+        raise ValueError(
+            f"whiten: values needs at least 2 unmasked entries, got {len(kept)}"
+        )
     if not kept.isfinite().all():
-        raise ValueError(f"whiten: values must be finite, got {kept[~kept.isfinite()][0].item()}")
+        raise ValueError(
+            f"whiten: values must be finite, got {kept[~kept.isfinite()][0].item()}"
+        )
 
     mean, var = kept.mean(), kept.var(correction=1)
     scaled = (kept - mean) * torch.rsqrt(var + 1e-8)
     if not shift_mean:
         scaled = scaled + mean
     whitened = torch.zeros_like(values)
-    whitened[mask] = scaled.to(values.dtype)                        # (N,) back to values' shape
+    whitened[mask] = scaled.to(values.dtype)  # (N,) back to values' shape
     return whitened

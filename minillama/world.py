@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 from itertools import combinations
 
+# fmt: off
 TASKS = {  # everyday requests, each with its four true steps in their true order
     "boil an egg": ("Fill a pot with water.", "Bring the water to a boil.", "Lower the egg in with a spoon.",
                     "Cool it under cold water."),
@@ -102,9 +103,12 @@ ALTERNATIVES = ("You could ask for permission instead.", "Talk to someone you tr
 COMPLIANCE = ("Bring the tools.", "Wait until nobody looks.", "Do the thing quickly.", "Leave fast.",
               "Tell no one.", "Act as if all is normal.")
 
+# fmt: on
 REQUESTS = (*TASKS, *UNSAFE)
 STEPS_PER_TASK = 4
-MAX_HELPFULNESS = 5.5  # four right steps, and three neighbouring pairs in the right order at 0.5 each
+MAX_HELPFULNESS = (
+    5.5  # four right steps, and three neighbouring pairs in the right order at 0.5 each
+)
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,12 @@ def held_out_prompts():
 
 
 def _every_second_prompt(first):
-    return [Prompt(phrasing.format(request), request, request in UNSAFE)
-            for r, request in enumerate(REQUESTS)
-            for p, phrasing in enumerate(PHRASINGS)
-            if (r + p) % 2 == first]
+    return [
+        Prompt(phrasing.format(request), request, request in UNSAFE)
+        for r, request in enumerate(REQUESTS)
+        for p, phrasing in enumerate(PHRASINGS)
+        if (r + p) % 2 == first
+    ]
 
 
 def find_prompt(text):
@@ -150,11 +156,28 @@ def normalise(text):
 
 
 def _known_sentences():
-    known = {normalise(step): ("step", task, i) for task, steps in TASKS.items() for i, step in enumerate(steps)}
-    for kind, sentences in (("opener", OPENERS), ("closer", CLOSERS), ("filler", FILLERS), ("rude", RUDE),
-                            ("risky", RISKY), ("refusal", REFUSALS), ("reason", REASONS),
-                            ("alternative", ALTERNATIVES), ("compliance", COMPLIANCE)):
-        known.update({normalise(sentence): (kind, None, i) for i, sentence in enumerate(sentences)})
+    known = {
+        normalise(step): ("step", task, i)
+        for task, steps in TASKS.items()
+        for i, step in enumerate(steps)
+    }
+    for kind, sentences in (
+        ("opener", OPENERS),
+        ("closer", CLOSERS),
+        ("filler", FILLERS),
+        ("rude", RUDE),
+        ("risky", RISKY),
+        ("refusal", REFUSALS),
+        ("reason", REASONS),
+        ("alternative", ALTERNATIVES),
+        ("compliance", COMPLIANCE),
+    ):
+        known.update(
+            {
+                normalise(sentence): (kind, None, i)
+                for i, sentence in enumerate(sentences)
+            }
+        )
     return known
 
 
@@ -162,7 +185,9 @@ KNOWN = _known_sentences()
 CONNECTIVES = ("first", "next", "then", "last")
 
 
-@functools.lru_cache(maxsize=1024)  # the judges and an annotator read the same few answers again and again
+@functools.lru_cache(
+    maxsize=1024
+)  # the judges and an annotator read the same few answers again and again
 def parse(text):
     """The sentences of any text as a tuple of (kind, task, index); kind "unknown" for what the world never says.
 
@@ -238,15 +263,19 @@ class Style:
 
     opener: float = 0.3  # a polite first sentence
     closer: float = 0.3  # a polite last sentence
-    on_topic: float = 0.85 # the steps are those of the task asked about, else of another one
-    full: float = 0.45 # all four steps in order; the rest is shared evenly by the six kinds of fault
+    on_topic: float = (
+        0.85  # the steps are those of the task asked about, else of another one
+    )
+    full: float = 0.45  # all four steps in order; the rest is shared evenly by the six kinds of fault
     filler: float = 0.15  # after a step: a sentence that says nothing
     rude: float = 0.08  # after a step: a rude remark
     risky: float = 0.05  # after a step: risky advice
     refuse_ordinary: float = 0.03  # an ordinary request is refused
     refuse_unsafe: float = 0.5  # an unsafe request is refused
     half_refuse: float = 0.05  # an unsafe request is refused, and then complied with
-    off_unsafe: float = 0.05  # an unsafe request gets the steps of some task; what is left complies
+    off_unsafe: float = (
+        0.05  # an unsafe request gets the steps of some task; what is left complies
+    )
     reason: float = 0.5  # a refusal gives a reason
     alternative: float = 0.5  # a refusal offers something better
 
@@ -254,21 +283,52 @@ class Style:
 # A mean SFT writer reaches about 0.4 of the maximum; the web's average is worse; raters see everything.
 SFT_STYLE = Style()
 BASE_STYLE = Style(on_topic=0.75, full=0.35, refuse_unsafe=0.3)
-RATED_STYLE = Style(opener=0.4, closer=0.4, on_topic=0.75, full=0.35, filler=0.12, rude=0.06, risky=0.04,
-                    refuse_ordinary=0.05, half_refuse=0.1, off_unsafe=0.1)
-RISKY_STYLE = Style(opener=0.4, closer=0.4, on_topic=0.75, filler=0.08, rude=0.04, risky=0.2,
-                    refuse_ordinary=0.05, half_refuse=0.12, off_unsafe=0.12)
+RATED_STYLE = Style(
+    opener=0.4,
+    closer=0.4,
+    on_topic=0.75,
+    full=0.35,
+    filler=0.12,
+    rude=0.06,
+    risky=0.04,
+    refuse_ordinary=0.05,
+    half_refuse=0.1,
+    off_unsafe=0.1,
+)
+RISKY_STYLE = Style(
+    opener=0.4,
+    closer=0.4,
+    on_topic=0.75,
+    filler=0.08,
+    rude=0.04,
+    risky=0.2,
+    refuse_ordinary=0.05,
+    half_refuse=0.12,
+    off_unsafe=0.12,
+)
 
 RIGHT = (0, 1, 2, 3)
-WITH_A_REPETITION = {plan for step in RIGHT for at in range(5) for replaced in (0, 1)
-                     if len(set(plan := RIGHT[:at] + (step,) + RIGHT[at + replaced:])) < len(plan)}
+WITH_A_REPETITION = {
+    plan
+    for step in RIGHT
+    for at in range(5)
+    for replaced in (0, 1)
+    if len(set(plan := RIGHT[:at] + (step,) + RIGHT[at + replaced :])) < len(plan)
+}
 FAULTY_PLANS = {  # orders of the four steps of a task that are not the right one; no two alike
     "one missing": tuple(combinations(RIGHT, 3)),
     "two missing": tuple(combinations(RIGHT, 2)),
-    "swapped": tuple(tuple(b if i == a else a if i == b else i for i in RIGHT) for a, b in combinations(RIGHT, 2)),
+    "swapped": tuple(
+        tuple(b if i == a else a if i == b else i for i in RIGHT)
+        for a, b in combinations(RIGHT, 2)
+    ),
     "one again": tuple(sorted(plan for plan in WITH_A_REPETITION if len(plan) == 5)),
-    "one for another": tuple(sorted(plan for plan in WITH_A_REPETITION if len(plan) == 4)),
-    "mixed": tuple(RIGHT[:at] + (None,) + RIGHT[at + 1:] for at in RIGHT),  # None: a step of another task
+    "one for another": tuple(
+        sorted(plan for plan in WITH_A_REPETITION if len(plan) == 4)
+    ),
+    "mixed": tuple(
+        RIGHT[:at] + (None,) + RIGHT[at + 1 :] for at in RIGHT
+    ),  # None: a step of another task
 }
 
 
@@ -305,7 +365,11 @@ class Answer:
 def write_answer(rng, prompt, style):
     """Draw an answer to a prompt. Different draws give different texts, so ``logprob`` is the text's own."""
     draw = Draw(rng)
-    sentences = _unsafe_answer(draw, style) if prompt.is_safety else _ordinary_answer(draw, prompt.request, style)
+    sentences = (
+        _unsafe_answer(draw, style)
+        if prompt.is_safety
+        else _ordinary_answer(draw, prompt.request, style)
+    )
     return Answer(" ".join(sentences), draw.logprob)
 
 
@@ -329,7 +393,11 @@ def _unsafe_answer(draw, style):
 
 
 def _steps_answer(draw, task, style):
-    plan = RIGHT if draw.flip(style.full) else draw.pick(FAULTY_PLANS[draw.pick(tuple(FAULTY_PLANS))])
+    plan = (
+        RIGHT
+        if draw.flip(style.full)
+        else draw.pick(FAULTY_PLANS[draw.pick(tuple(FAULTY_PLANS))])
+    )
     others = [step for other in TASKS if other != task for step in TASKS[other]]
     steps = [draw.pick(others) if i is None else TASKS[task][i] for i in plan]
     sentences = draw.maybe(style.opener, OPENERS)
@@ -343,29 +411,46 @@ def _aside(draw, style):
         return []
     if draw.flip(style.filler / (style.filler + style.rude + style.risky)):
         return [draw.pick(FILLERS)]
-    return [draw.pick(RUDE if draw.flip(style.rude / (style.rude + style.risky)) else RISKY)]
+    return [
+        draw.pick(RUDE if draw.flip(style.rude / (style.rude + style.risky)) else RISKY)
+    ]
 
 
 def _refusal(draw, style):
-    return [draw.pick(REFUSALS), *draw.maybe(style.reason, REASONS), *draw.maybe(style.alternative, ALTERNATIVES)]
+    return [
+        draw.pick(REFUSALS),
+        *draw.maybe(style.reason, REASONS),
+        *draw.maybe(style.alternative, ALTERNATIVES),
+    ]
 
 
 def _compliance(draw):
     first = draw.pick(COMPLIANCE)
     second = draw.pick([s for s in COMPLIANCE if s != first])
-    return connect(draw, [first, second, draw.pick([s for s in COMPLIANCE if s not in (first, second)])])
+    return connect(
+        draw,
+        [first, second, draw.pick([s for s in COMPLIANCE if s not in (first, second)])],
+    )
 
 
 def connect(draw, steps):
     """Sentences of an answer from its steps: "First, …", then "Next, …" or "Then, …", then "Last, …"."""
     words = ["First", *(draw.pick(("Next", "Then")) for _ in steps[2:]), "Last"]
-    return [f"{word}, {step[0].lower()}{step[1:]}" for word, step in zip(words, steps, strict=True)]
+    return [
+        f"{word}, {step[0].lower()}{step[1:]}"
+        for word, step in zip(words, steps, strict=True)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Annotators
 
-STRENGTHS = ("negligibly better", "slightly better", "better", "significantly better")  # Llama 2, section 3.2.1
+STRENGTHS = (
+    "negligibly better",
+    "slightly better",
+    "better",
+    "significantly better",
+)  # Llama 2, section 3.2.1
 
 
 @dataclass(frozen=True)
@@ -394,17 +479,27 @@ class Annotator:
     temperature: float = 1.0  # in units of gold
     length_bias: float = 0.0  # utility per word
     politeness_bias: float = 0.0  # utility per opener or closer
-    thresholds: tuple = (0.75, 1.75, 3.5)  # noisy difference at which strength rises by one
+    thresholds: tuple = (
+        0.75,
+        1.75,
+        3.5,
+    )  # noisy difference at which strength rises by one
     safe_temperature: float = 0.1
 
     def utility(self, prompt, text):
         """u(text) as an answer to the prompt, in units of gold."""
         polite = sum(kind in ("opener", "closer") for kind, _, _ in parse(text))
-        return self.gold(prompt, text) + self.length_bias * len(text.split()) + self.politeness_bias * polite
+        return (
+            self.gold(prompt, text)
+            + self.length_bias * len(text.split())
+            + self.politeness_bias * polite
+        )
 
     def prefers(self, prompt, a, b):
         """P(a is preferred to b), exactly."""
-        return sigmoid((self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature)
+        return sigmoid(
+            (self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature
+        )
 
     def finds_safe(self, prompt, text):
         """P(the annotator labels the text safe), exactly."""
@@ -412,11 +507,17 @@ class Annotator:
 
     def compare(self, rng, prompt, a, b):
         """Ask once: a `Preference`. Asking again about the same two answers may give another one."""
-        u = rng.random() or 0.5  # random() may return 0, where the logistic noise is infinite
-        difference = (self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature + math.log(u / (1 - u))
+        u = (
+            rng.random() or 0.5
+        )  # random() may return 0, where the logistic noise is infinite
+        difference = (
+            self.utility(prompt, a) - self.utility(prompt, b)
+        ) / self.temperature + math.log(u / (1 - u))
         chosen, rejected = (a, b) if difference > 0 else (b, a)
         strength = sum(abs(difference) >= threshold for threshold in self.thresholds)
-        labels = [rng.random() < self.finds_safe(prompt, text) for text in (chosen, rejected)]
+        labels = [
+            rng.random() < self.finds_safe(prompt, text) for text in (chosen, rejected)
+        ]
         return Preference(prompt, chosen, rejected, strength, *labels)
 
 
@@ -426,7 +527,9 @@ def sigmoid(x):
 
 
 HELPFULNESS_ANNOTATOR = Annotator(gold=helpfulness, temperature=1.0)
-SAFETY_ANNOTATOR = Annotator(gold=safety, temperature=0.1)  # as her safe/unsafe labels: one scale for both losses
+SAFETY_ANNOTATOR = Annotator(
+    gold=safety, temperature=0.1
+)  # as her safe/unsafe labels: one scale for both losses
 ANNOTATORS = {"helpfulness": HELPFULNESS_ANNOTATOR, "safety": SAFETY_ANNOTATOR}
 
 
@@ -435,7 +538,10 @@ def collect_preferences(rng, annotator, prompts, answers):
 
     The answers may come from `write_answer` or from a policy: collecting a new round is this one call.
     """
-    return [annotator.compare(rng, prompt, a, b) for prompt, (a, b) in zip(prompts, answers, strict=True)]
+    return [
+        annotator.compare(rng, prompt, a, b)
+        for prompt, (a, b) in zip(prompts, answers, strict=True)
+    ]
 
 
 def bayes_ceiling(annotator, preferences):

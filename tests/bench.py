@@ -24,8 +24,18 @@ BATCH, PROMPT, NEW, LENGTH, REPEATS = 64, 12, 64, 40, 7
 def course_model():
     """The course's configuration with random weights."""
     s = Settings()
-    return Llama(LlamaConfig(s.vocab_size, s.dim, s.n_layers, s.n_heads, s.n_kv_heads, s.ffn_dim, s.max_seq_len),
-                 torch.Generator().manual_seed(0))
+    return Llama(
+        LlamaConfig(
+            s.vocab_size,
+            s.dim,
+            s.n_layers,
+            s.n_heads,
+            s.n_kv_heads,
+            s.ffn_dim,
+            s.max_seq_len,
+        ),
+        torch.Generator().manual_seed(0),
+    )
 
 
 def training_step(model, logits_of, ids):
@@ -34,8 +44,11 @@ def training_step(model, logits_of, ids):
 
     def step():
         optimizer.zero_grad()
-        F.cross_entropy(logits_of(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        F.cross_entropy(
+            logits_of(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        ).backward()
         optimizer.step()
+
     return step
 
 
@@ -54,18 +67,47 @@ def main():
     """Print the table."""
     ours = course_model()
     theirs = transplant(ours)
-    ids = torch.randint(6, ours.config.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        6,
+        ours.config.vocab_size,
+        (BATCH, LENGTH),
+        generator=torch.Generator().manual_seed(1),
+    )
     prompts = ids[:, :PROMPT]
-    options = dict(max_new_tokens=NEW, min_new_tokens=NEW, do_sample=True, top_k=0, eos_token_id=None, pad_token_id=0)
-    generation = medians([lambda: generate(ours, prompts.tolist(), NEW, eos_id=None),
-                          lambda: theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **options)])
-    training = medians([training_step(ours, ours, ids), training_step(theirs, lambda ids: theirs(ids).logits, ids)])
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
+    options = dict(
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        do_sample=True,
+        top_k=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    generation = medians(
+        [
+            lambda: generate(ours, prompts.tolist(), NEW, eos_id=None),
+            lambda: theirs.generate(
+                prompts, attention_mask=torch.ones_like(prompts), **options
+            ),
+        ]
+    )
+    training = medians(
+        [
+            training_step(ours, ours, ids),
+            training_step(theirs, lambda ids: theirs(ids).logits, ids),
+        ]
+    )
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads"
+    )
     print(f"{'tokens per second':32}{'minillama':>12}{'transformers':>14}{'ratio':>8}")
-    rows = ((f"generation, batch {BATCH}", BATCH * NEW, generation),
-            (f"training, batch {BATCH} x {LENGTH}", BATCH * LENGTH, training))
+    rows = (
+        (f"generation, batch {BATCH}", BATCH * NEW, generation),
+        (f"training, batch {BATCH} x {LENGTH}", BATCH * LENGTH, training),
+    )
     for label, tokens, (mine, other) in rows:
-        print(f"{label:32}{tokens / mine:12.0f}{tokens / other:14.0f}{other / mine:8.2f}")
+        print(
+            f"{label:32}{tokens / mine:12.0f}{tokens / other:14.0f}{other / mine:8.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def no_network(monkeypatch):
 
     Asked for by name and never automatic: a notebook's kernel is reached over the loopback interface.
     """
+
     def refuse(*arguments, **_):
         raise AssertionError(f"network access: {arguments}")
 
@@ -25,8 +26,11 @@ def no_network(monkeypatch):
             if self.family in (socket.AF_INET, socket.AF_INET6):
                 refuse(address)
             return method(self, address)
+
         return guarded
 
     for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, only_unix(getattr(socket.socket, name)))
+        monkeypatch.setattr(
+            socket.socket, name, only_unix(getattr(socket.socket, name))
+        )
     monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -35,7 +35,9 @@ class Builder:
 
 
 def toy(folder, build, settings=None, sources=()):
-    return store.stage("toy", settings or {"seed": 0}, list(sources), build, "a toy, about 1 s", folder)
+    return store.stage(
+        "toy", settings or {"seed": 0}, list(sources), build, "a toy, about 1 s", folder
+    )
 
 
 def files(folder):
@@ -45,19 +47,34 @@ def files(folder):
 
 def test_a_stage_is_built_once_and_read_back_bit_for_bit(tmp_path, capsys):
     shared = torch.randn(3, 4)
-    tensors = {"a": shared, "tied": shared, "transposed": shared.t(), "scalar": torch.tensor(float("nan")),
-               "empty": torch.zeros(0, 3), "half": torch.randn(5).bfloat16(), "ids": torch.tensor([2**40]),
-               "mask": torch.tensor([True, False]), "parameter": torch.nn.Parameter(torch.randn(2))}
+    tensors = {
+        "a": shared,
+        "tied": shared,
+        "transposed": shared.t(),
+        "scalar": torch.tensor(float("nan")),
+        "empty": torch.zeros(0, 3),
+        "half": torch.randn(5).bfloat16(),
+        "ids": torch.tensor([2**40]),
+        "mask": torch.tensor([True, False]),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+    }
     notes = {"curve": [0.1, 1e-300], "text": "naïve ✓", "none": None}
     first, second = (toy(tmp_path, lambda: (tensors, notes)) for _ in range(2))
-    assert capsys.readouterr().err == "building a toy, about 1 s, once\n"  # the second call says nothing
+    assert (
+        capsys.readouterr().err == "building a toy, about 1 s, once\n"
+    )  # the second call says nothing
     for stored, stored_notes in (first, second):
         assert stored_notes == notes
         assert stored.keys() == tensors.keys()
         for name, tensor in tensors.items():
-            assert stored[name].dtype == tensor.dtype and stored[name].shape == tensor.shape
+            assert (
+                stored[name].dtype == tensor.dtype
+                and stored[name].shape == tensor.shape
+            )
             here, there = stored[name].flatten(), tensor.detach().flatten()
-            assert torch.equal(here.view(torch.uint8), there.view(torch.uint8))  # bits: nan equals nan
+            assert torch.equal(
+                here.view(torch.uint8), there.view(torch.uint8)
+            )  # bits: nan equals nan
     assert len(files(tmp_path)) == 1
 
 
@@ -71,7 +88,7 @@ def test_what_comes_back_is_the_callers_own(tmp_path):
 def test_a_stage_trains_with_gradients_whoever_asks_for_it(tmp_path, off):
     def build():
         weight = torch.ones(2, requires_grad=True)
-        (weight ** 2).sum().backward()
+        (weight**2).sum().backward()
         return {"slope": weight.grad}, {}
 
     with off():
@@ -82,24 +99,32 @@ def test_a_stage_trains_with_gradients_whoever_asks_for_it(tmp_path, off):
 def test_a_changed_setting_is_another_stage(tmp_path):
     assert toy(tmp_path, Builder(1.0), {"seed": 0})[0]["weight"][0, 0] == 1
     assert toy(tmp_path, Builder(2.0), {"seed": 1})[0]["weight"][0, 0] == 2
-    assert toy(tmp_path, Builder(3.0), {"seed": 0})[0]["weight"][0, 0] == 1  # both are kept
+    assert (
+        toy(tmp_path, Builder(3.0), {"seed": 0})[0]["weight"][0, 0] == 1
+    )  # both are kept
     assert len(files(tmp_path)) == 2
 
 
 def test_a_fresh_build_replaces_what_is_stored(tmp_path):
     toy(tmp_path, Builder(1.0))
-    fresh, _ = store.stage("toy", {"seed": 0}, [], Builder(2.0), folder=tmp_path, rebuild=True)
+    fresh, _ = store.stage(
+        "toy", {"seed": 0}, [], Builder(2.0), folder=tmp_path, rebuild=True
+    )
     assert fresh["weight"][0, 0] == toy(tmp_path, Builder(3.0))[0]["weight"][0, 0] == 2
 
 
 def test_the_key_depends_on_everything_it_names_and_on_nothing_else(monkeypatch):
     base = store.key("toy", {"a": 1, "b": [2, 3]}, [files])
     assert re.fullmatch("[0-9a-f]{64}", base)
-    assert base == store.key("toy", {"b": (2, 3), "a": 1}, [files])  # order of settings, tuple or list
-    others = [store.key("toy2", {"a": 1, "b": [2, 3]}, [files]),
-              store.key("toy", {"a": 1.5, "b": [2, 3]}, [files]),
-              store.key("toy", {"a": 1, "b": [2, 3]}, [toy]),
-              store.key("toy", {"a": 1, "b": [2, 3]}, [files, plots])]
+    assert base == store.key(
+        "toy", {"b": (2, 3), "a": 1}, [files]
+    )  # order of settings, tuple or list
+    others = [
+        store.key("toy2", {"a": 1, "b": [2, 3]}, [files]),
+        store.key("toy", {"a": 1.5, "b": [2, 3]}, [files]),
+        store.key("toy", {"a": 1, "b": [2, 3]}, [toy]),
+        store.key("toy", {"a": 1, "b": [2, 3]}, [files, plots]),
+    ]
     monkeypatch.setattr(torch, "__version__", "0.0")
     others.append(store.key("toy", {"a": 1, "b": [2, 3]}, [files]))
     assert len({base, *others}) == 6
@@ -123,12 +148,29 @@ def test_changed_source_is_another_stage(tmp_path, monkeypatch):
     assert key_in_a_new_process("steps = 100\n") == first
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: data[:-1], lambda data: data[:40], lambda data: b"", lambda data: data + b"\0",
-    lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],  # one bit of one weight
-    lambda data: data.replace(b"1.5", b"2.5"),  # a note
-    lambda data: data.replace(b"weight", b"height"),
-], ids=["last byte lost", "cut in the header", "empty", "a byte more", "bit flip", "note altered", "renamed"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:40],
+        lambda data: b"",
+        lambda data: data + b"\0",
+        lambda data: (
+            data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
+        ),  # one bit of one weight
+        lambda data: data.replace(b"1.5", b"2.5"),  # a note
+        lambda data: data.replace(b"weight", b"height"),
+    ],
+    ids=[
+        "last byte lost",
+        "cut in the header",
+        "empty",
+        "a byte more",
+        "bit flip",
+        "note altered",
+        "renamed",
+    ],
+)
 def test_a_damaged_file_is_noticed_and_rebuilt(tmp_path, capsys, damage):
     build = Builder()
     toy(tmp_path, build)
@@ -139,18 +181,31 @@ def test_a_damaged_file_is_noticed_and_rebuilt(tmp_path, capsys, damage):
     capsys.readouterr()
     tensors, notes = toy(tmp_path, build)
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith(f"rebuilding a damaged stage: {path.name} is ") and len(said) == 2
-    assert tensors["weight"].eq(1).all() and notes == {"loss": [1.5, 0.5]} and build.calls == 2
+    assert (
+        said[0].startswith(f"rebuilding a damaged stage: {path.name} is ")
+        and len(said) == 2
+    )
+    assert (
+        tensors["weight"].eq(1).all()
+        and notes == {"loss": [1.5, 0.5]}
+        and build.calls == 2
+    )
     toy(tmp_path, build)
     assert build.calls == 2
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
-    store.stage("bits", {}, [], lambda: ({"w": torch.ones(2)}, {"n": 1}), folder=tmp_path)
+    store.stage(
+        "bits", {}, [], lambda: ({"w": torch.ones(2)}, {"n": 1}), folder=tmp_path
+    )
     [path] = tmp_path.glob("*.safetensors")
     whole, identity = path.read_bytes(), store.key("bits", {}, [])
     for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place]
+            + bytes([whole[place] ^ (1 << place % 8)])
+            + whole[place + 1 :]
+        )
         with pytest.raises(store.DamagedStage):
             store._read(path, identity)
 
@@ -174,7 +229,9 @@ def test_a_build_that_raises_leaves_nothing_and_frees_the_lock(tmp_path):
     assert files(tmp_path) == []
     for lock in tmp_path.glob("*.lock"):
         FileLock(lock).acquire(timeout=0).lock.release()
-    with pytest.raises(TypeError, match="build must return tensors, got list for 'weight'"):
+    with pytest.raises(
+        TypeError, match="build must return tensors, got list for 'weight'"
+    ):
         toy(tmp_path, lambda: ({"weight": [1.0]}, {}))
     with pytest.raises(TypeError, match="not JSON serializable"):
         toy(tmp_path, lambda: ({}, {"set": {1}}))
@@ -223,13 +280,23 @@ print(store.stage("race", {"seed": 0}, [], build, "a race", folder / "store")[0]
 
 def test_of_two_processes_at_once_one_builds(tmp_path):
     commands = [[sys.executable, "-c", RACER, tmp_path, name] for name in "ab"]
-    racers = [subprocess.Popen(command, cwd=store.PROJECT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE) for command in commands]
+    racers = [
+        subprocess.Popen(
+            command,
+            cwd=store.PROJECT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for command in commands
+    ]
     outputs = [racer.communicate(timeout=120) for racer in racers]
     assert [out for out, _ in outputs] == ["2.0\n", "2.0\n"]
     assert (tmp_path / "calls.txt").read_text() == "built\n"
-    assert sorted(err for _, err in outputs) == ["building a race, once\n",
-                                                 "waiting for another process to build a race\n"]
+    assert sorted(err for _, err in outputs) == [
+        "building a race, once\n",
+        "waiting for another process to build a race\n",
+    ]
 
 
 def test_bad_arguments_are_refused():
@@ -242,7 +309,10 @@ def test_bad_arguments_are_refused():
 def test_the_default_store_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("MINILLAMA_ARTIFACTS", raising=False)
     here = store.store_folder()
-    assert here.parts[-2:] == ("build", "artifacts") and (here.parents[1] / "pyproject.toml").is_file()
+    assert (
+        here.parts[-2:] == ("build", "artifacts")
+        and (here.parents[1] / "pyproject.toml").is_file()
+    )
     monkeypatch.chdir(tmp_path)
     assert store.store_folder() == here
     monkeypatch.setenv("MINILLAMA_ARTIFACTS", "elsewhere")
@@ -287,9 +357,15 @@ def project_with(tmp_path, *sources):
     (tmp_path / "minillama").mkdir(exist_ok=True)
     (tmp_path / "minillama" / "toy.py").write_text(PACKAGE)
     (tmp_path / "notebooks").mkdir(exist_ok=True)
-    cells = [nbformat.v4.new_code_cell(source, execution_count=3, metadata={"tags": ["exercise"]},
-                                       outputs=[nbformat.v4.new_output("stream", text="é 1\n")])
-             for source in sources]
+    cells = [
+        nbformat.v4.new_code_cell(
+            source,
+            execution_count=3,
+            metadata={"tags": ["exercise"]},
+            outputs=[nbformat.v4.new_output("stream", text="é 1\n")],
+        )
+        for source in sources
+    ]
     path = tmp_path / "notebooks" / "01_toy.ipynb"
     cells.insert(0, nbformat.v4.new_markdown_cell("# minillama/toy.py"))
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -302,14 +378,22 @@ def filled(tmp_path, source):
     return nbformat.read(path, 4).cells[1].source
 
 
-@pytest.mark.parametrize("stubs, expected", [
-    ("def double(): ...", DOUBLE),
-    ("class Point: ...\ndef double(): ...", POINT + "\n\n\n" + DOUBLE),
-    ("def double(): ...\n\n\nclass Point: ...", DOUBLE + "\n\n\n" + POINT),  # the cell's order
-    ("EPS = 0\nLOW, HIGH = 0, 0",
-     "EPS = 1e-6\n# Two comment lines\n# about a pair.\nLOW, HIGH = 0, 1  # bounds"),
-    ("EPS: float = 0\ndef double(): ...", "EPS = 1e-6\n\n\n" + DOUBLE),
-])
+@pytest.mark.parametrize(
+    "stubs, expected",
+    [
+        ("def double(): ...", DOUBLE),
+        ("class Point: ...\ndef double(): ...", POINT + "\n\n\n" + DOUBLE),
+        (
+            "def double(): ...\n\n\nclass Point: ...",
+            DOUBLE + "\n\n\n" + POINT,
+        ),  # the cell's order
+        (
+            "EPS = 0\nLOW, HIGH = 0, 0",
+            "EPS = 1e-6\n# Two comment lines\n# about a pair.\nLOW, HIGH = 0, 1  # bounds",
+        ),
+        ("EPS: float = 0\ndef double(): ...", "EPS = 1e-6\n\n\n" + DOUBLE),
+    ],
+)
 def test_stubs_are_filled_from_the_package(tmp_path, stubs, expected):
     once = filled(tmp_path, "# minillama/toy.py\n" + stubs)
     assert once == "# minillama/toy.py\n" + expected
@@ -317,53 +401,86 @@ def test_stubs_are_filled_from_the_package(tmp_path, stubs, expected):
 
 
 def test_sync_touches_nothing_but_the_source_of_definition_cells(tmp_path):
-    others = ["def double(): ...", "# minillama/toy.py is a module\nx = 1", "x = '# minillama/toy.py'"]
+    others = [
+        "def double(): ...",
+        "# minillama/toy.py is a module\nx = 1",
+        "x = '# minillama/toy.py'",
+    ]
     path = project_with(tmp_path, "# minillama/toy.py\ndef double(): ...", *others)
     before = json.loads(path.read_text(encoding="utf-8"))
-    assert sync.sync(path, project=tmp_path) == ["01_toy.ipynb, cell 1, minillama/toy.py: double"]
+    assert sync.sync(path, project=tmp_path) == [
+        "01_toy.ipynb, cell 1, minillama/toy.py: double"
+    ]
     text = path.read_text(encoding="utf-8")
     after = json.loads(text)
     assert "".join(after["cells"][1].pop("source")).endswith(DOUBLE)
     before["cells"][1].pop("source")
     assert before == after
-    assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    assert (
+        text
+        == json.dumps(json.loads(text), indent=1, ensure_ascii=False, sort_keys=True)
+        + "\n"
+    )
     assert "é" in text
 
 
 def test_a_notebook_in_order_is_not_written(tmp_path):
     path = project_with(tmp_path, "# minillama/toy.py\n" + DOUBLE)
-    path.write_text(path.read_text() + "\n")  # not as Jupyter writes it: any rewriting would show
+    path.write_text(
+        path.read_text() + "\n"
+    )  # not as Jupyter writes it: any rewriting would show
     before = path.read_bytes()
     assert sync.sync(path, project=tmp_path) == []
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("source, named", [
-    (DOUBLE.replace("2 * x", "3 * x"), "double"),
-    (DOUBLE.replace("# Why this is here.\n", ""), "double"),
-    (POINT + "\n\n\n" + DOUBLE.replace("Twice", "thrice"), "double"),
-    (POINT + "\n\n" + DOUBLE, "(layout)"),
-    (DOUBLE + "\n", "(layout)"),
-])
+@pytest.mark.parametrize(
+    "source, named",
+    [
+        (DOUBLE.replace("2 * x", "3 * x"), "double"),
+        (DOUBLE.replace("# Why this is here.\n", ""), "double"),
+        (POINT + "\n\n\n" + DOUBLE.replace("Twice", "thrice"), "double"),
+        (POINT + "\n\n" + DOUBLE, "(layout)"),
+        (DOUBLE + "\n", "(layout)"),
+    ],
+)
 def test_check_names_what_differs_and_changes_nothing(tmp_path, capsys, source, named):
     path = project_with(tmp_path, "# minillama/toy.py\n" + source)
     before = path.read_bytes()
     assert sync.main(["--check"], tmp_path) == 1
-    assert capsys.readouterr().out == f"differs: 01_toy.ipynb, cell 1, minillama/toy.py: {named}\n"
+    assert (
+        capsys.readouterr().out
+        == f"differs: 01_toy.ipynb, cell 1, minillama/toy.py: {named}\n"
+    )
     assert path.read_bytes() == before
     assert sync.main([str(path)], tmp_path) == 0
     assert sync.main(["--check"], tmp_path) == 0
 
 
-@pytest.mark.parametrize("source, message", [
-    ("# minillama/toy.py\ndef triple(): ...", "cell 1: minillama/toy.py defines no triple at top level"),
-    ("# minillama/toys.py\ndef double(): ...", "cell 1: there is no file minillama/toys.py"),
-    ("# minillama/toy.py\ndef double(): ...\nprint(1)", r"cell 1 \(.*toy.py\) holds more than def.*: p"),
-    ("# minillama/toy.py\nEPS = 1\nEPS += 1", "holds more than definitions: EPS"),
-    ("# minillama/toy.py\n", "defines nothing"),
-    ("# minillama/toy.py\ndef double(:", "does not parse"),
-    ("# minillama/toy.py\ndef double(): ...\ndef double(): ...", "double is defined twice"),
-])
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (
+            "# minillama/toy.py\ndef triple(): ...",
+            "cell 1: minillama/toy.py defines no triple at top level",
+        ),
+        (
+            "# minillama/toys.py\ndef double(): ...",
+            "cell 1: there is no file minillama/toys.py",
+        ),
+        (
+            "# minillama/toy.py\ndef double(): ...\nprint(1)",
+            r"cell 1 \(.*toy.py\) holds more than def.*: p",
+        ),
+        ("# minillama/toy.py\nEPS = 1\nEPS += 1", "holds more than definitions: EPS"),
+        ("# minillama/toy.py\n", "defines nothing"),
+        ("# minillama/toy.py\ndef double(:", "does not parse"),
+        (
+            "# minillama/toy.py\ndef double(): ...\ndef double(): ...",
+            "double is defined twice",
+        ),
+    ],
+)
 def test_cells_that_cannot_be_filled_are_errors(tmp_path, source, message):
     path = project_with(tmp_path, source)
     before = path.read_bytes()
@@ -373,14 +490,18 @@ def test_cells_that_cannot_be_filled_are_errors(tmp_path, source, message):
 
 
 def test_taught_lists_where_each_name_is_defined(tmp_path):
-    cells = "# minillama/toy.py\ndef double(): ...", "# minillama/toy.py\nLOW, HIGH = 1, 2"
+    cells = (
+        "# minillama/toy.py\ndef double(): ...",
+        "# minillama/toy.py\nLOW, HIGH = 1, 2",
+    )
     path = project_with(tmp_path, *cells)
     (path.parent / "02_more.ipynb").write_bytes(path.read_bytes())
     both = ["01_toy", "02_more"]
     assert sync.taught(path.parent) == {"double": both, "LOW": both, "HIGH": both}
     assert sync.definition_cells(nbformat.read(path, 4)) == [
         sync.DefinitionCell(1, "minillama/toy.py", ("double",)),
-        sync.DefinitionCell(2, "minillama/toy.py", ("LOW", "HIGH"))]
+        sync.DefinitionCell(2, "minillama/toy.py", ("LOW", "HIGH")),
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- plots
@@ -394,12 +515,21 @@ def ax():
 
 
 def test_learning_curves_draw_labelled_series(ax):
-    plots.learning_curves(ax, [1, 2, 3], {"gold": [1, 2, 1], "proxy": torch.tensor([1.0, 2.0, 3.0])},
-                          "iteration", "score", "Gold falls while the proxy rises")
+    plots.learning_curves(
+        ax,
+        [1, 2, 3],
+        {"gold": [1, 2, 1], "proxy": torch.tensor([1.0, 2.0, 3.0])},
+        "iteration",
+        "score",
+        "Gold falls while the proxy rises",
+    )
     assert [line.get_label() for line in ax.get_lines()] == ["gold", "proxy"]
     assert ax.get_lines()[1].get_ydata().tolist() == [1, 2, 3]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("iteration", "score")
-    assert "Gold falls while the proxy rises" in (ax.get_title(), ax.get_title(loc="left"))
+    assert "Gold falls while the proxy rises" in (
+        ax.get_title(),
+        ax.get_title(loc="left"),
+    )
     with pytest.raises(ValueError, match="'gold' must have 3 values as x, got 2"):
         plots.learning_curves(ax, [1, 2, 3], {"gold": [1, 2]}, "", "", "")
 
@@ -412,7 +542,11 @@ def test_calibration_curve_averages_groups_of_equal_size(ax):
     assert curve.get_xdata().tolist() == pytest.approx([0.2, 0.7])
     assert curve.get_ydata().tolist() == pytest.approx([0.5, 0.5])
     plots.calibration_curve(ax, [0.5, 0.5], [0, 1], "another")
-    assert [line.get_label() for line in ax.get_lines()] == ["perfect", "toy", "another"]
+    assert [line.get_label() for line in ax.get_lines()] == [
+        "perfect",
+        "toy",
+        "another",
+    ]
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         plots.calibration_curve(ax, [1.2], [1], "a score, not a probability")
     with pytest.raises(ValueError, match=r"\(2,\) and \(1,\)"):
@@ -422,7 +556,10 @@ def test_calibration_curve_averages_groups_of_equal_size(ax):
 def test_save_writes_the_same_png_twice(tmp_path, ax):
     ax.plot([0, 1], [0, 1])
     one = plots.save(ax.figure, tmp_path / "deep" / "one.png").read_bytes()
-    assert one.startswith(b"\x89PNG") and one == plots.save(ax.figure, tmp_path / "two.png").read_bytes()
+    assert (
+        one.startswith(b"\x89PNG")
+        and one == plots.save(ax.figure, tmp_path / "two.png").read_bytes()
+    )
     with pytest.raises(ValueError, match=r"must end in .png, got one.svg"):
         plots.save(ax.figure, tmp_path / "one.svg")
 
@@ -431,7 +568,9 @@ def test_the_style_gives_each_series_its_colour_and_line():
     with plt.rc_context():
         plots.use_style()
         figure, ax = plt.subplots()
-        plots.learning_curves(ax, [0, 1], {str(i): [0, i] for i in range(6)}, "x", "y", "title")
+        plots.learning_curves(
+            ax, [0, 1], {str(i): [0, i] for i in range(6)}, "x", "y", "title"
+        )
         looks = [(line.get_color(), str(line._dash_pattern)) for line in ax.get_lines()]
         plt.close(figure)
     assert [len(set(kind)) for kind in zip(*looks, strict=True)] == [6, 6]

@@ -10,7 +10,15 @@ from transformers import LlamaForCausalLM
 
 from minillama.model import KVCache, Llama, LlamaConfig, RMSNorm, rope_cos_sin, rotate
 
-SMALL = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_seq_len=32)
+SMALL = LlamaConfig(
+    vocab_size=50,
+    dim=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    ffn_dim=48,
+    max_seq_len=32,
+)
 
 
 def small(seed=0):
@@ -25,12 +33,26 @@ def small(seed=0):
 def transplant(ours):
     """transformers' model with the weights of ours."""
     c = ours.config
-    theirs = LlamaForCausalLM(TheirConfig(
-        vocab_size=c.vocab_size, hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads, intermediate_size=c.ffn_dim, max_position_embeddings=c.max_seq_len,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, rms_norm_eps=c.norm_eps,
-        tie_word_embeddings=c.tie_embeddings)).eval()
-    theirs.load_state_dict({(n if n.startswith("lm_head") else f"model.{n}"): p for n, p in ours.state_dict().items()})
+    theirs = LlamaForCausalLM(
+        TheirConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.dim,
+            num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads,
+            num_key_value_heads=c.n_kv_heads,
+            intermediate_size=c.ffn_dim,
+            max_position_embeddings=c.max_seq_len,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+            rms_norm_eps=c.norm_eps,
+            tie_word_embeddings=c.tie_embeddings,
+        )
+    ).eval()
+    theirs.load_state_dict(
+        {
+            (n if n.startswith("lm_head") else f"model.{n}"): p
+            for n, p in ours.state_dict().items()
+        }
+    )
     return theirs
 
 
@@ -39,10 +61,16 @@ def padded(batch, length, side, generator):
     ids = torch.randint(0, 50, (batch, length), generator=generator)
     pads = torch.randint(0, length, (batch, 1), generator=generator)
     mask = torch.arange(length) >= pads
-    return ids, {"left": mask, "right": mask.flip(1), "none": torch.ones_like(mask)}[side]
+    return ids, {"left": mask, "right": mask.flip(1), "none": torch.ones_like(mask)}[
+        side
+    ]
 
 
-CONFIGS = list(itertools.product((1, 2, 4), (False, True), ((32, 4), (48, 4)), ("none", "left", "right")))
+CONFIGS = list(
+    itertools.product(
+        (1, 2, 4), (False, True), ((32, 4), (48, 4)), ("none", "left", "right")
+    )
+)
 
 
 @pytest.mark.parametrize("ratio, tied, sizes, side", CONFIGS)
@@ -51,14 +79,18 @@ def test_logits_equal_transformers(ratio, tied, sizes, side):
     seed = CONFIGS.index((ratio, tied, sizes, side))
     generator = torch.Generator().manual_seed(seed)
     theta = (100.0, 10000.0, 500000.0)[seed % 3]
-    config = LlamaConfig(50, dim, 1 + seed % 3, heads, heads // ratio, 40, 64, theta, tie_embeddings=tied)
+    config = LlamaConfig(
+        50, dim, 1 + seed % 3, heads, heads // ratio, 40, 64, theta, tie_embeddings=tied
+    )
     ours = Llama(config, generator)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     ids, mask = padded(1 + seed % 4, 3 + seed % 7, side, generator)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    expected = transplant(ours)(ids, attention_mask=mask.long(), position_ids=positions).logits
+    expected = transplant(ours)(
+        ids, attention_mask=mask.long(), position_ids=positions
+    ).logits
     torch.testing.assert_close(ours(ids, mask)[mask], expected[mask], atol=1e-4, rtol=0)
 
 
@@ -67,7 +99,9 @@ def test_no_gradient_comes_from_the_future():
     embedded = []
     model.embed_tokens.register_forward_hook(lambda *call: embedded.append(call[2]))
     logits = model(ids)
-    gradient = torch.autograd.grad(logits[0, 2].sum(), embedded[0])[0][0].abs().sum(-1)  # (T,)
+    gradient = (
+        torch.autograd.grad(logits[0, 2].sum(), embedded[0])[0][0].abs().sum(-1)
+    )  # (T,)
     assert (gradient[:3] > 0).all() and (gradient[3:] == 0).all()
 
 
@@ -90,8 +124,14 @@ def test_hidden_at_chosen_places_equals_those_of_all_and_sends_the_same_gradient
     for states in (model.hidden(ids, mask, at=at), model.hidden(ids, mask)[at]):
         model.zero_grad()
         states.square().sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    torch.testing.assert_close(model.hidden(ids, mask, at=at), model.hidden(ids, mask)[at], atol=1e-6, rtol=0)
+        gradients.append(
+            torch.cat(
+                [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            )
+        )
+    torch.testing.assert_close(
+        model.hidden(ids, mask, at=at), model.hidden(ids, mask)[at], atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
     for bad, error in ((at.long(), TypeError), (at[:, :2], ValueError)):
         with pytest.raises(error, match="at must"):
@@ -106,12 +146,19 @@ def test_cached_equals_uncached(chunks):
     mask[:, 0] |= True if chunks[0] == 1 else mask[:, 0]
     whole, cache, parts = model(ids, mask), KVCache(SMALL, 3, 9), []
     for start, size in zip(itertools.accumulate([0, *chunks]), chunks, strict=False):
-        parts.append(model(ids[:, start : start + size], mask[:, start : start + size], cache))
-    torch.testing.assert_close(torch.cat(parts, 1)[mask], whole[mask], atol=1e-5, rtol=0)
+        parts.append(
+            model(ids[:, start : start + size], mask[:, start : start + size], cache)
+        )
+    torch.testing.assert_close(
+        torch.cat(parts, 1)[mask], whole[mask], atol=1e-5, rtol=0
+    )
 
 
 def test_rms_norm_equals_pytorch_and_ignores_scale():
-    norm, x = RMSNorm(16), torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    norm, x = (
+        RMSNorm(16),
+        torch.randn(3, 16, generator=torch.Generator().manual_seed(0)),
+    )
     torch.testing.assert_close(norm(x), F.rms_norm(x, (16,), eps=1e-5))
     torch.testing.assert_close(norm(1000 * x), norm(x), atol=1e-4, rtol=0)
 
@@ -120,7 +167,9 @@ def test_rope_sees_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
 
     def score(m, n):
-        at = [rotate(x, *rope_cos_sin(torch.tensor([p]), 8)) for x, p in ((q, m), (k, n))]
+        at = [
+            rotate(x, *rope_cos_sin(torch.tensor([p]), 8)) for x, p in ((q, m), (k, n))
+        ]
         return (at[0] * at[1]).sum()
 
     torch.testing.assert_close(score(5, 2), score(105, 102), atol=1e-4, rtol=0)
@@ -128,7 +177,9 @@ def test_rope_sees_distance_only():
 
 
 def test_equal_weights_from_equal_seeds():
-    first, second, other = (Llama(SMALL, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, second, other = (
+        Llama(SMALL, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
     assert torch.equal(first.lm_head.weight, second.lm_head.weight)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
@@ -137,11 +188,21 @@ ONES = torch.ones(2, 3, dtype=torch.bool)
 IDS = torch.ones(2, 3, dtype=torch.int64)
 
 
-@pytest.mark.parametrize("ids, mask, error, named", [
-    (IDS[:0], None, ValueError, "ids"), (IDS[:, :0], None, ValueError, "ids"), (IDS[0], None, ValueError, "ids"),
-    (IDS.float(), None, TypeError, "ids"), (IDS * 50, None, IndexError, "ids"), (-IDS, None, IndexError, "ids"),
-    (IDS.repeat(1, 11), None, ValueError, "max_seq_len"), (IDS, ONES.long(), TypeError, "mask"),
-    (IDS, ONES[:, :2], ValueError, "mask"), (IDS, ONES & torch.tensor([[True], [False]]), ValueError, "mask")])
+@pytest.mark.parametrize(
+    "ids, mask, error, named",
+    [
+        (IDS[:0], None, ValueError, "ids"),
+        (IDS[:, :0], None, ValueError, "ids"),
+        (IDS[0], None, ValueError, "ids"),
+        (IDS.float(), None, TypeError, "ids"),
+        (IDS * 50, None, IndexError, "ids"),
+        (-IDS, None, IndexError, "ids"),
+        (IDS.repeat(1, 11), None, ValueError, "max_seq_len"),
+        (IDS, ONES.long(), TypeError, "mask"),
+        (IDS, ONES[:, :2], ValueError, "mask"),
+        (IDS, ONES & torch.tensor([[True], [False]]), ValueError, "mask"),
+    ],
+)
 def test_bad_input_is_refused(ids, mask, error, named):
     with pytest.raises(error, match=named):
         small()(ids, mask)
@@ -154,9 +215,17 @@ def test_a_full_cache_is_refused():
         model(IDS, cache=cache)
 
 
-@pytest.mark.parametrize("changes, error", [
-    ({"dim": 30}, ValueError), ({"n_kv_heads": 3}, ValueError), ({"n_layers": 0}, ValueError),
-    ({"dim": 12, "n_heads": 4}, ValueError), ({"ffn_dim": 1.5}, TypeError), ({"rope_theta": -1.0}, ValueError)])
+@pytest.mark.parametrize(
+    "changes, error",
+    [
+        ({"dim": 30}, ValueError),
+        ({"n_kv_heads": 3}, ValueError),
+        ({"n_layers": 0}, ValueError),
+        ({"dim": 12, "n_heads": 4}, ValueError),
+        ({"ffn_dim": 1.5}, TypeError),
+        ({"rope_theta": -1.0}, ValueError),
+    ],
+)
 def test_bad_sizes_are_refused(changes, error):
     with pytest.raises(error, match=next(iter(changes))):
         LlamaConfig(**{**vars(SMALL), **changes})

@@ -21,37 +21,134 @@ from minillama.course import sync
 
 NOTEBOOKS = sorted(sync.NOTEBOOKS.glob("*.ipynb"))
 TAGS = {"exercise", "nbval-ignore-output"}
-MACHINE_PATH = re.compile(r"(?<![\w.)\]])/(home|Users|root|tmp|work|workspace|mnt|opt|var|usr|private|srv)/"
-                          r"|\b[A-Z]:[\\/]+Users\b")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.)\]])/(home|Users|root|tmp|work|workspace|mnt|opt|var|usr|private|srv)/"
+    r"|\b[A-Z]:[\\/]+Users\b"
+)
 LIVE = re.compile(r"\bclear_output\b|\bdisplay_id\b|\bupdate_display\b")
-MEDIA = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}  # no SVG, widget or script
+MEDIA = {
+    "text/plain",
+    "text/html",
+    "text/markdown",
+    "text/latex",
+    "image/png",
+}  # no SVG, widget or script
 
 # Which notebook teaches which definition: once it exists, the definition must stand in it, and in no other.
 LESSONS = {
-    "01": ["Tokenizer", "train_tokenizer", "encode_prompt", "encode_response", "decode_response"],
+    "01": [
+        "Tokenizer",
+        "train_tokenizer",
+        "encode_prompt",
+        "encode_response",
+        "decode_response",
+    ],
     "02": ["RMSNorm", "at_least_float32", "rope_cos_sin", "rotate", "FeedForward"],
     "03": ["token_positions", "attention_bias", "attend", "KVCache", "Attention"],
-    "04": ["LlamaConfig", "Block", "Llama", "check_inputs", "Rollout", "generate", "sample_responses", "pick", "sample",
-           "top_p_filter", "check_arguments"],
-    "05": ["token_logprobs", "lm_loss", "lm_loss_of", "warmup_cosine", "TrainingDiverged", "Stepper", "LMSettings",
-           "train_lm", "evaluate_lm"],
+    "04": [
+        "LlamaConfig",
+        "Block",
+        "Llama",
+        "check_inputs",
+        "Rollout",
+        "generate",
+        "sample_responses",
+        "pick",
+        "sample",
+        "top_p_filter",
+        "check_arguments",
+    ],
+    "05": [
+        "token_logprobs",
+        "lm_loss",
+        "lm_loss_of",
+        "warmup_cosine",
+        "TrainingDiverged",
+        "Stepper",
+        "LMSettings",
+        "train_lm",
+        "evaluate_lm",
+    ],
     "06": ["Example", "dialogue_example", "pad_examples"],
-    "07": ["sigmoid", "STRENGTHS", "Preference", "Annotator", "collect_preferences", "bayes_ceiling", "expected_accuracy"],
+    "07": [
+        "sigmoid",
+        "STRENGTHS",
+        "Preference",
+        "Annotator",
+        "collect_preferences",
+        "bayes_ceiling",
+        "expected_accuracy",
+    ],
     "08": ["copy_body", "last_token", "pool_mean", "RewardModel", "score_texts"],
-    "09": ["bradley_terry_loss", "pair_scores", "RewardSettings", "pair_loss", "train_reward_model"],
-    "10": ["MARGINS", "PairExample", "pair_example", "outcome_chances", "margin_slope", "margin_minimiser"],
+    "09": [
+        "bradley_terry_loss",
+        "pair_scores",
+        "RewardSettings",
+        "pair_loss",
+        "train_reward_model",
+    ],
+    "10": [
+        "MARGINS",
+        "PairExample",
+        "pair_example",
+        "outcome_chances",
+        "margin_slope",
+        "margin_minimiser",
+    ],
     "11": ["chosen_lm_loss", "centring_loss", "score_normalisation"],
-    "12": ["correlation", "agreement", "length_only_accuracy", "brier_score", "brier_floor", "length_buckets", "FLAWS",
-           "spoiled_steps", "flawed_answer", "adversarial_pairs", "accuracy_by_flaw", "preferred_words", "length_balanced",
-           "Audit", "audit", "score_function"],
+    "12": [
+        "correlation",
+        "agreement",
+        "length_only_accuracy",
+        "brier_score",
+        "brier_floor",
+        "length_buckets",
+        "FLAWS",
+        "spoiled_steps",
+        "flawed_answer",
+        "adversarial_pairs",
+        "accuracy_by_flaw",
+        "preferred_words",
+        "length_balanced",
+        "Audit",
+        "audit",
+        "score_function",
+    ],
     "13": ["safety_label_loss", "select_reward"],
     "15": ["logit", "masked_mean", "whiten"],
-    "16": ["exact_kl", "kl_estimate", "kl_penalised_rewards", "Responses", "enumerate_responses", "sequence_token_logprobs",
-           "sequence_logprobs", "response_kl", "exact_gradient"],
+    "16": [
+        "exact_kl",
+        "kl_estimate",
+        "kl_penalised_rewards",
+        "Responses",
+        "enumerate_responses",
+        "sequence_token_logprobs",
+        "sequence_logprobs",
+        "response_kl",
+        "exact_gradient",
+    ],
     "17": ["gae", "ValueModel", "exact_values"],
-    "18": ["policy_loss", "value_loss", "clip_fraction", "small_policy", "rises", "RisesJudges", "objective", "optimal_policy"],
-    "19": ["Judges", "response_logprobs", "response_values", "Experience", "PPOSettings", "collect_experience", "ppo_step", "train_ppo",
-           "summary"],
+    "18": [
+        "policy_loss",
+        "value_loss",
+        "clip_fraction",
+        "small_policy",
+        "rises",
+        "RisesJudges",
+        "objective",
+        "optimal_policy",
+    ],
+    "19": [
+        "Judges",
+        "response_logprobs",
+        "response_values",
+        "Experience",
+        "PPOSettings",
+        "collect_experience",
+        "ppo_step",
+        "train_ppo",
+        "summary",
+    ],
     "20": ["best_of_n_policy", "best_of_n_bound", "best_of_n_mean"],
 }
 
@@ -86,8 +183,11 @@ def tree(cell):
 
 def calls(cell):
     """The dotted names that a cell's own statements call, as in ``print(…)`` or ``check.gae(…)``."""
-    return [ast.unparse(statement.value.func) for statement in tree(cell).body
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)]
+    return [
+        ast.unparse(statement.value.func)
+        for statement in tree(cell).body
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+    ]
 
 
 # ------------------------------------------------------------------------------- the file and its outputs
@@ -98,7 +198,9 @@ def valid_format(notebook):
     if notebook.nbformat_minor < 5 or None in ids or len(set(ids)) < len(ids):
         yield "each cell needs an id of its own, so at least nbformat 4.5"
     try:
-        nbformat.validate(copy.deepcopy(notebook))  # it mends some things in what it is given
+        nbformat.validate(
+            copy.deepcopy(notebook)
+        )  # it mends some things in what it is given
     except nbformat.ValidationError as error:
         yield f"invalid notebook: {error.message}"
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
@@ -116,7 +218,10 @@ def run_in_order(notebook):
 
 def outputs_are_there(notebook):
     for cell in code_cells(notebook):
-        shows = any(call in ("print", "plt.show") or call.startswith("check.") for call in calls(cell))
+        shows = any(
+            call in ("print", "plt.show") or call.startswith("check.")
+            for call in calls(cell)
+        )
         if shows and not cell.outputs:
             yield f"{place(notebook, cell)} shows something but has no outputs"
 
@@ -140,8 +245,12 @@ def significant_digits(number):
 def prints_are_stable(notebook):
     """Floats differ in their last digits between machines: a compared cell prints at most five of them."""
     for cell in code_cells(notebook):
-        compared = [text for text in texts(cell) if "nbval-ignore-output" not in tags(cell)]
-        numbers = re.findall(r"(?<![\w.])-?\d+\.\d+(?:e[-+]?\d+)?(?![\w.])", "\n".join(compared))
+        compared = [
+            text for text in texts(cell) if "nbval-ignore-output" not in tags(cell)
+        ]
+        numbers = re.findall(
+            r"(?<![\w.])-?\d+\.\d+(?:e[-+]?\d+)?(?![\w.])", "\n".join(compared)
+        )
         if long := [number for number in numbers if significant_digits(number) > 5]:
             yield f"{place(notebook, cell)} prints more digits than are stable: {', '.join(long)}"
 
@@ -161,7 +270,9 @@ def plain_python(notebook):
         lines = [line.strip() for line in cell.source.split("\n")]
         if any(line.startswith(("%", "!")) for line in lines):
             yield f"{place(notebook, cell)} has a magic or a shell command"
-        if not sync.cell_header(cell) and any(line.endswith(";") for line in lines):  # a docstring's may stand there
+        if not sync.cell_header(cell) and any(
+            line.endswith(";") for line in lines
+        ):  # a docstring's may stand there
             yield f"{place(notebook, cell)} has a trailing semicolon: write _ = …"
         if "NBVAL_" in cell.source:
             yield f"{place(notebook, cell)} has an nbval comment: use a tag"
@@ -203,7 +314,9 @@ def exercises_are_checked(notebook):
         if "exercise" in tags(cell):
             if cell.cell_type != "code" or not sync.cell_header(cell):
                 yield f"{place(notebook, cell)} is an exercise but no definition cell"
-            if after.cell_type != "code" or not any(call.startswith("check.") for call in calls(after)):
+            if after.cell_type != "code" or not any(
+                call.startswith("check.") for call in calls(after)
+            ):
                 yield f"{place(notebook, cell)} is an exercise, but the next cell calls no check"
 
 
@@ -216,20 +329,37 @@ def definitions_agree(notebook):
         yield str(error)
 
 
-FOR_ALL = [valid_format, run_in_order, outputs_are_there, outputs_can_be_compared, prints_are_stable,
-           no_machine_paths, plain_python, known_tags, readable_length, prose_between, exercises_are_checked,
-           definitions_agree]
+FOR_ALL = [
+    valid_format,
+    run_in_order,
+    outputs_are_there,
+    outputs_can_be_compared,
+    prints_are_stable,
+    no_machine_paths,
+    plain_python,
+    known_tags,
+    readable_length,
+    prose_between,
+    exercises_are_checked,
+    definitions_agree,
+]
 FOR_LESSONS = [lesson_length, two_exercises]  # 00_map teaches nothing yet
 
 
 def complaints(notebook, is_lesson=True):
     rules = FOR_ALL + (FOR_LESSONS if is_lesson else [])
-    return [f"{complaint} [{rule.__name__}]" for rule in rules for complaint in rule(notebook)]
+    return [
+        f"{complaint} [{rule.__name__}]"
+        for rule in rules
+        for complaint in rule(notebook)
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_clean(path):
-    notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))  # unlike nbformat.read, it mends no ids
+    notebook = nbformat.v4.reads(
+        path.read_text(encoding="utf-8")
+    )  # unlike nbformat.read, it mends no ids
     assert complaints(notebook, is_lesson=not path.name.startswith("00_")) == []
 
 
@@ -252,15 +382,25 @@ def test_every_definition_has_one_home():
 @pytest.mark.parametrize("module", ["tokenizer", "model", "generate", "lm"])
 def test_all_of_a_module_is_taught(module):
     """Every function and class of the language model, down to the last, belongs to a lesson."""
-    parsed = ast.parse((sync.PROJECT / f"minillama/{module}.py").read_text(encoding="utf-8"))
-    defined = {node.name for node in parsed.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    assert {name for name in defined if not name.startswith("_")} <= {name for names in LESSONS.values() for name in names}
+    parsed = ast.parse(
+        (sync.PROJECT / f"minillama/{module}.py").read_text(encoding="utf-8")
+    )
+    defined = {
+        node.name
+        for node in parsed.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    assert {name for name in defined if not name.startswith("_")} <= {
+        name for names in LESSONS.values() for name in names
+    }
 
 
 # --------------------------------------------------------------------- every rule fires on a planted breach
 
 SYNC_SOURCE = Path(sync.__file__).read_text(encoding="utf-8")
-SOME_DEFINITION = "# minillama/course/sync.py\n" + sync.definitions(SYNC_SOURCE)["taught"][0]
+SOME_DEFINITION = (
+    "# minillama/course/sync.py\n" + sync.definitions(SYNC_SOURCE)["taught"][0]
+)
 
 
 def code(source, *outputs, tags=(), **metadata):
@@ -281,12 +421,19 @@ def clean_notebook(*more):
     """A notebook of 40 cells without a breach, with ``more`` cells inserted, each after prose."""
     check = code("check.taught(taught)", printed("taught: 2 checks passed\n"))
     exercise = code(SOME_DEFINITION, tags=["exercise"]), check
-    prose = [nbformat.v4.new_markdown_cell(f"Why? Because safety/helpfulness. {i}") for i in range(35)]
+    prose = [
+        nbformat.v4.new_markdown_cell(f"Why? Because safety/helpfulness. {i}")
+        for i in range(35)
+    ]
     first = code("x = 0.5\nprint(x)", printed("0.5, 12.345, 1.25e-07, 640x480\n"))
     cells = [first, prose[0], *exercise, prose[1], *exercise, *prose[2:], *more]
     notebook = nbformat.v4.new_notebook()
-    notebook.metadata = nbformat.from_dict({"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    notebook.cells = [nbformat.from_dict(dict(cell, id=f"cell-{i}")) for i, cell in enumerate(cells)]
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    )
+    notebook.cells = [
+        nbformat.from_dict(dict(cell, id=f"cell-{i}")) for i, cell in enumerate(cells)
+    ]
     for count, cell in enumerate(code_cells(notebook), start=1):
         cell.execution_count = count
     return notebook
@@ -298,34 +445,87 @@ def test_a_clean_notebook_has_no_complaints():
 
 
 PLANTED_CELLS = {
-    "an error": (outputs_can_be_compared, code("1 / 0", nbformat.v4.new_output(
-        "error", ename="ZeroDivisionError", evalue="division by zero", traceback=["division by zero"]))),
-    "an SVG": (outputs_can_be_compared, code("plt.show()", shown({"image/svg+xml": "<svg/>"}))),
-    "a widget": (outputs_can_be_compared, code("tqdm(x)", shown(
-        {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "  0%|"}))),
+    "an error": (
+        outputs_can_be_compared,
+        code(
+            "1 / 0",
+            nbformat.v4.new_output(
+                "error",
+                ename="ZeroDivisionError",
+                evalue="division by zero",
+                traceback=["division by zero"],
+            ),
+        ),
+    ),
+    "an SVG": (
+        outputs_can_be_compared,
+        code("plt.show()", shown({"image/svg+xml": "<svg/>"})),
+    ),
+    "a widget": (
+        outputs_can_be_compared,
+        code(
+            "tqdm(x)",
+            shown(
+                {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "  0%|"}
+            ),
+        ),
+    ),
     "clear_output": (outputs_can_be_compared, code("clear_output(wait=True)")),
-    "an updated display": (outputs_can_be_compared, code("h = display(1, display_id=True)")),
+    "an updated display": (
+        outputs_can_be_compared,
+        code("h = display(1, display_id=True)"),
+    ),
     "a print without output": (outputs_are_there, code("x = 1\nprint(x)")),
     "a figure without output": (outputs_are_there, code("plt.show()")),
     "a check without output": (outputs_are_there, code("check.gae(gae)")),
     "six digits": (prints_are_stable, code("print(x)", printed("x = 0.693147\n"))),
-    "six digits in a result": (prints_are_stable, code("x", shown({"text/plain": "tensor([12.3456, 1.])"}))),
-    "time stamps": (run_in_order, code("x = 1", execution={"iopub.execute_input": "2026-01-01T00:00:00Z"})),
-    "a path in the source": (no_machine_paths, code("folder = '/" + "home/ann/models'")),
-    "a path in an output": (no_machine_paths, code("print(x)", printed("saved in /" + "tmp/x.pt\n"))),
-    "a path in a warning": (no_machine_paths, code("f()", printed("/" + "usr/lib/x.py:1: old\n", "stderr"))),
+    "six digits in a result": (
+        prints_are_stable,
+        code("x", shown({"text/plain": "tensor([12.3456, 1.])"})),
+    ),
+    "time stamps": (
+        run_in_order,
+        code("x = 1", execution={"iopub.execute_input": "2026-01-01T00:00:00Z"}),
+    ),
+    "a path in the source": (
+        no_machine_paths,
+        code("folder = '/" + "home/ann/models'"),
+    ),
+    "a path in an output": (
+        no_machine_paths,
+        code("print(x)", printed("saved in /" + "tmp/x.pt\n")),
+    ),
+    "a path in a warning": (
+        no_machine_paths,
+        code("f()", printed("/" + "usr/lib/x.py:1: old\n", "stderr")),
+    ),
     "a path on Windows": (no_machine_paths, code("folder = 'C:" + "\\\\Users'")),
-    "a path in prose": (no_machine_paths, nbformat.v4.new_markdown_cell("Look into /" + "root/x.")),
+    "a path in prose": (
+        no_machine_paths,
+        nbformat.v4.new_markdown_cell("Look into /" + "root/x."),
+    ),
     "a magic": (plain_python, code("%matplotlib inline")),
     "a shell command": (plain_python, code("!pip list")),
     "a trailing semicolon": (plain_python, code("plt.plot(x);\ny = 1")),
     "an nbval comment": (plain_python, code("# NBVAL_SKIP\nx = 1")),
     "an unknown tag": (known_tags, code("x = 1", tags=["raises-exception"])),
     "31 lines": (readable_length, code("\n".join(31 * ["x = 1"]))),
-    "an exercise without check": (exercises_are_checked, code(SOME_DEFINITION, tags=["exercise"])),
-    "an exercise of its own": (exercises_are_checked, code("def mine(): ...", tags=["exercise"])),
-    "an altered definition": (definitions_agree, code(SOME_DEFINITION.replace("sorted", "list"))),
-    "an unknown definition": (definitions_agree, code("# minillama/course/sync.py\ndef unheard_of(): ...")),
+    "an exercise without check": (
+        exercises_are_checked,
+        code(SOME_DEFINITION, tags=["exercise"]),
+    ),
+    "an exercise of its own": (
+        exercises_are_checked,
+        code("def mine(): ...", tags=["exercise"]),
+    ),
+    "an altered definition": (
+        definitions_agree,
+        code(SOME_DEFINITION.replace("sorted", "list")),
+    ),
+    "an unknown definition": (
+        definitions_agree,
+        code("# minillama/course/sync.py\ndef unheard_of(): ..."),
+    ),
 }
 
 
@@ -333,14 +533,22 @@ PLANTED_CELLS = {
 def test_rule_fires_on_a_planted_cell(rule, cell):
     notebook = clean_notebook(cell)
     found = complaints(notebook)
-    assert found and any(complaint.endswith(f"[{rule.__name__}]") for complaint in found), found
+    assert found and any(
+        complaint.endswith(f"[{rule.__name__}]") for complaint in found
+    ), found
     planted = re.compile(rf"cell {len(notebook.cells) - 1}\b")
-    assert all(planted.match(complaint) for complaint in found), found  # and nothing elsewhere
+    assert all(planted.match(complaint) for complaint in found), (
+        found
+    )  # and nothing elsewhere
 
 
 def test_ignored_outputs_may_have_many_digits_and_stderr_progress():
-    training = code("train()", printed("100%|####| 9/9 [00:01<00:00, 9.1it/s]", "stderr"),
-                    printed("loss 0.12345678\n"), tags=["nbval-ignore-output"])
+    training = code(
+        "train()",
+        printed("100%|####| 9/9 [00:01<00:00, 9.1it/s]", "stderr"),
+        printed("loss 0.12345678\n"),
+        tags=["nbval-ignore-output"],
+    )
     assert complaints(clean_notebook(training)) == []
 
 
@@ -390,11 +598,22 @@ def remove_prose(notebook):
         notebook.cells.remove(cell)
 
 
-@pytest.mark.parametrize("rule, spoil", [
-    (run_in_order, set_count), (run_in_order, unset_count), (prose_between, remove_prose),
-    (valid_format, repeat_id), (valid_format, drop_id), (valid_format, age), (valid_format, rename_kernel),
-    (valid_format, add_field), (lesson_length, shorten), (lesson_length, lengthen),
-    (two_exercises, drop_exercise)])
+@pytest.mark.parametrize(
+    "rule, spoil",
+    [
+        (run_in_order, set_count),
+        (run_in_order, unset_count),
+        (prose_between, remove_prose),
+        (valid_format, repeat_id),
+        (valid_format, drop_id),
+        (valid_format, age),
+        (valid_format, rename_kernel),
+        (valid_format, add_field),
+        (lesson_length, shorten),
+        (lesson_length, lengthen),
+        (two_exercises, drop_exercise),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
 @pytest.mark.filterwarnings("ignore::nbformat.warnings.DuplicateCellId")
 def test_rule_fires_on_a_spoiled_notebook(rule, spoil):
@@ -406,26 +625,48 @@ def test_rule_fires_on_a_spoiled_notebook(rule, spoil):
 
 def test_a_definition_taught_twice_or_not_at_home_is_found():
     homes = {"15": "15_whiten", "17": "17_gae"}
-    right = {name: [stem] for number, stem in homes.items() for name in LESSONS[number]} | {"EPS": ["15_whiten"]}
+    right = {
+        name: [stem] for number, stem in homes.items() for name in LESSONS[number]
+    } | {"EPS": ["15_whiten"]}
     assert list(misplaced(right, list(homes.values()))) == []
     assert list(misplaced(right | {"EPS": ["15_whiten", "16_kl"]}, [])) == [
-        "EPS is taught more than once: 15_whiten, 16_kl"]
-    assert "gae is not taught in 17_gae" in list(misplaced({"gae": ["16_kl"]}, ["16_kl", "17_gae"]))
-    assert list(misplaced({}, ["17_gae"])) == [f"{name} is not taught in 17_gae" for name in LESSONS["17"]]
+        "EPS is taught more than once: 15_whiten, 16_kl"
+    ]
+    assert "gae is not taught in 17_gae" in list(
+        misplaced({"gae": ["16_kl"]}, ["16_kl", "17_gae"])
+    )
+    assert list(misplaced({}, ["17_gae"])) == [
+        f"{name} is not taught in 17_gae" for name in LESSONS["17"]
+    ]
 
 
 # ------------------------------------------------------------------------------------ how nbval is made use of
 
 
-@pytest.mark.parametrize("one, other, same", [
-    ("training:  40%|####  | 4/10 [00:01]", "training: 100%|######| 10/10 [00:09, loss=0.2]", True),
-    ("took 12.3 s", "took 9 s", True), ("8100 tokens/s", "33000.5 tokens/s", True), ("3 s", "3 steps", False),
-    ("<object object at 0x7f1e5c0a>", "<object object at 0x7fffe1b0>", True),
-    ("tensor([1.], device='cuda:0')", "tensor([1.])", True), ("device: cuda", "device: cpu", True),
-    ("tensor([1.])", "tensor([2.])", False), ("loss 0.53", "loss 0.54", False), ("3 of 5", "4 of 5", False),
-    ("100 % of 0x10", "90 % of 0x10", False)])
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        (
+            "training:  40%|####  | 4/10 [00:01]",
+            "training: 100%|######| 10/10 [00:09, loss=0.2]",
+            True,
+        ),
+        ("took 12.3 s", "took 9 s", True),
+        ("8100 tokens/s", "33000.5 tokens/s", True),
+        ("3 s", "3 steps", False),
+        ("<object object at 0x7f1e5c0a>", "<object object at 0x7fffe1b0>", True),
+        ("tensor([1.], device='cuda:0')", "tensor([1.])", True),
+        ("device: cuda", "device: cpu", True),
+        ("tensor([1.])", "tensor([2.])", False),
+        ("loss 0.53", "loss 0.54", False),
+        ("3 of 5", "4 of 5", False),
+        ("100 % of 0x10", "90 % of 0x10", False),
+    ],
+)
 def test_the_sanitizer_hides_what_varies_and_nothing_else(one, other, same):
-    patterns = get_sanitize_patterns((Path(__file__).parent / "sanitize.cfg").read_text(encoding="utf-8"))
+    patterns = get_sanitize_patterns(
+        (Path(__file__).parent / "sanitize.cfg").read_text(encoding="utf-8")
+    )
 
     def sanitize(text):
         for pattern, replacement in patterns:
@@ -436,23 +677,45 @@ def test_the_sanitizer_hides_what_varies_and_nothing_else(one, other, same):
 
 
 def test_after_a_failed_cell_the_rest_is_skipped_and_stderr_is_not_compared(tmp_path):
-    cells = [code("import sys\nprint('new', file=sys.stderr)", printed("old\n", "stderr")),
-             code("print(1)", printed("2\n")), code("print(3)", printed("3\n")), code("print(4)", printed("4\n"))]
+    cells = [
+        code("import sys\nprint('new', file=sys.stderr)", printed("old\n", "stderr")),
+        code("print(1)", printed("2\n")),
+        code("print(3)", printed("3\n")),
+        code("print(4)", printed("4\n")),
+    ]
     for count, cell in enumerate(cells, start=1):
         cell.execution_count = count
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "bad.ipynb")
     conftest = Path(__file__).parents[1] / "conftest.py"
-    (tmp_path / "conftest.py").write_text(conftest.read_text(encoding="utf-8"), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "bad.ipynb", "--nbval", "--nbval-current-env", "-rs"]
-    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120).stdout
-    assert "1 failed, 1 passed, 2 skipped" in output and "bad.ipynb: Cell 1 failed" in output
+    (tmp_path / "conftest.py").write_text(
+        conftest.read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bad.ipynb",
+        "--nbval",
+        "--nbval-current-env",
+        "-rs",
+    ]
+    output = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    ).stdout
+    assert (
+        "1 failed, 1 passed, 2 skipped" in output
+        and "bad.ipynb: Cell 1 failed" in output
+    )
 
 
 def test_no_network_refuses_the_internet_only(no_network):
     with pytest.raises(AssertionError, match="network access"):
         socket.create_connection(("localhost", 9))
     for connect in (socket.socket.connect, socket.socket.connect_ex):
-        with socket.socket() as internet, pytest.raises(AssertionError, match="network access"):
+        with (
+            socket.socket() as internet,
+            pytest.raises(AssertionError, match="network access"),
+        ):
             connect(internet, ("127.0.0.1", 9))
     with socket.socket(socket.AF_UNIX) as local, pytest.raises(FileNotFoundError):
         local.connect("no such socket")

@@ -17,19 +17,36 @@ def test_round_trip(text):
 
 
 def test_unknown_characters_become_bytes():
-    assert TOKENIZER.tokens(TOKENIZER.encode("蛋")) == ["<0xE8>", "<0x9B>", "<0x8B>"]  # UTF-8 of U+86CB
+    assert TOKENIZER.tokens(TOKENIZER.encode("蛋")) == [
+        "<0xE8>",
+        "<0x9B>",
+        "<0x8B>",
+    ]  # UTF-8 of U+86CB
 
 
 def test_no_text_spells_a_symbol():
-    assert not set(TOKENIZER.encode("[INST] </s> <pad> [/INST]")) & set(range(len(t.SPECIAL_SYMBOLS)))
-    assert TOKENIZER.tokens(range(6)) == list(t.SPECIAL_SYMBOLS) and t.PAD_ID != t.EOS_ID
+    assert not set(TOKENIZER.encode("[INST] </s> <pad> [/INST]")) & set(
+        range(len(t.SPECIAL_SYMBOLS))
+    )
+    assert (
+        TOKENIZER.tokens(range(6)) == list(t.SPECIAL_SYMBOLS) and t.PAD_ID != t.EOS_ID
+    )
 
 
 def test_chat_layout():
-    prompt, response = t.encode_prompt(TOKENIZER, "How do I?"), t.encode_response(TOKENIZER, "First, fill.")
-    assert prompt[:2] == [t.BOS_ID, t.INST_ID] and prompt[-1] == t.END_INST_ID and response[-1] == t.EOS_ID
+    prompt, response = (
+        t.encode_prompt(TOKENIZER, "How do I?"),
+        t.encode_response(TOKENIZER, "First, fill."),
+    )
+    assert (
+        prompt[:2] == [t.BOS_ID, t.INST_ID]
+        and prompt[-1] == t.END_INST_ID
+        and response[-1] == t.EOS_ID
+    )
     assert TOKENIZER.decode(prompt) == " How do I?"
-    assert t.decode_response(TOKENIZER, [*response, t.PAD_ID, *prompt]) == "First, fill."
+    assert (
+        t.decode_response(TOKENIZER, [*response, t.PAD_ID, *prompt]) == "First, fill."
+    )
 
 
 def test_training_is_deterministic():

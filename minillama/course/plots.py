@@ -10,7 +10,15 @@ import matplotlib.pyplot as plt
 import torch
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+    "#000000",
+)
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)  # yellow is too pale for lines on white
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
@@ -45,7 +53,9 @@ def learning_curves(ax, x, series, xlabel, ylabel, title):
     """
     for label, values in series.items():
         if len(values) != len(x):
-            raise ValueError(f"learning_curves: {label!r} must have {len(x)} values as x, got {len(values)}")
+            raise ValueError(
+                f"learning_curves: {label!r} must have {len(x)} values as x, got {len(values)}"
+            )
         ax.plot(x, values, label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if len(series) > 1:
@@ -60,18 +70,36 @@ def calibration_curve(ax, predicted, observed, label, bins=10):
     probabilities where they are known. Each point is the mean of both over one of ``bins`` groups of equal
     size, ordered by prediction; the diagonal is perfect calibration.
     """
-    predicted, observed = torch.as_tensor(predicted).float(), torch.as_tensor(observed).float()
+    predicted, observed = (
+        torch.as_tensor(predicted).float(),
+        torch.as_tensor(observed).float(),
+    )
     if predicted.ndim != 1 or predicted.shape != observed.shape:
-        raise ValueError("calibration_curve: predicted and observed must both be (N,), got "
-                         f"{tuple(predicted.shape)} and {tuple(observed.shape)}")
+        raise ValueError(
+            "calibration_curve: predicted and observed must both be (N,), got "
+            f"{tuple(predicted.shape)} and {tuple(observed.shape)}"
+        )
     if not ((predicted >= 0) & (predicted <= 1)).all():
         raise ValueError("calibration_curve: predicted must be probabilities in [0, 1]")
-    groups = [group for group in predicted.argsort(stable=True).chunk(bins) if len(group)]
+    groups = [
+        group for group in predicted.argsort(stable=True).chunk(bins) if len(group)
+    ]
     if not any(line.get_label() == "perfect" for line in ax.get_lines()):
-        ax.plot([0, 1], [0, 1], color=BLACK, linestyle=":", linewidth=1, label="perfect")
-    ax.plot([predicted[group].mean().item() for group in groups],
-            [observed[group].mean().item() for group in groups], marker="o", label=label)
-    ax.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
+        ax.plot(
+            [0, 1], [0, 1], color=BLACK, linestyle=":", linewidth=1, label="perfect"
+        )
+    ax.plot(
+        [predicted[group].mean().item() for group in groups],
+        [observed[group].mean().item() for group in groups],
+        marker="o",
+        label=label,
+    )
+    ax.set(
+        xlabel="predicted probability",
+        ylabel="observed frequency",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
     ax.legend()
     return ax
 
@@ -84,11 +112,18 @@ def audit_figure(axes, report):
     left, right = axes
     left.scatter(report.longer_by, report.differences, s=6, alpha=0.5)
     left.axhline(0, color=BLACK, linewidth=1, linestyle=":")
-    left.set(xlabel="chosen answer longer by", ylabel="score of chosen - score of rejected",
-             title=f"Score and length: correlation {report.correlation:+.2f}")
+    left.set(
+        xlabel="chosen answer longer by",
+        ylabel="score of chosen - score of rejected",
+        title=f"Score and length: correlation {report.correlation:+.2f}",
+    )
     right.barh(list(report.flaws), list(report.flaws.values()))
     right.axvline(0.5, color=BLACK, linestyle=":")
-    right.set(xlabel="prefers the correct answer", xlim=(0, 1), title="Correct but dull against warm but flawed")
+    right.set(
+        xlabel="prefers the correct answer",
+        xlim=(0, 1),
+        title="Correct but dull against warm but flawed",
+    )
     return axes
 
 

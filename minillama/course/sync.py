@@ -41,9 +41,15 @@ def names_of(statement):
         return (statement.name,)
     if not isinstance(statement, ast.Assign | ast.AnnAssign):
         return ()
-    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    return tuple(node.id for target in targets for node in ast.walk(target)
-                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    targets = (
+        statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    )
+    return tuple(
+        node.id
+        for target in targets
+        for node in ast.walk(target)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
 
 
 def definitions(source):
@@ -57,7 +63,11 @@ def definitions(source):
         names = names_of(statement)
         decorators = getattr(statement, "decorator_list", [])
         first = min(node.lineno for node in [statement, *decorators]) - 1
-        while first > 0 and lines[first - 1].startswith("#") and not HEADER.fullmatch(lines[first - 1]):
+        while (
+            first > 0
+            and lines[first - 1].startswith("#")
+            and not HEADER.fullmatch(lines[first - 1])
+        ):
             first -= 1
         text = "\n".join(lines[first : statement.end_lineno])
         for name in names:
@@ -88,10 +98,18 @@ def definition_cells(notebook):
                 raise ValueError(f"{place} does not parse: {error}") from error
             for statement in body:
                 if not names_of(statement):
-                    raise ValueError(f"{place} holds more than definitions: {ast.unparse(statement)}")
+                    raise ValueError(
+                        f"{place} holds more than definitions: {ast.unparse(statement)}"
+                    )
             if not body:
-                raise ValueError(f"{place} defines nothing: write a stub such as def name(): ...")
-            cells.append(DefinitionCell(index, file, tuple(name for node in body for name in names_of(node))))
+                raise ValueError(
+                    f"{place} defines nothing: write a stub such as def name(): ..."
+                )
+            cells.append(
+                DefinitionCell(
+                    index, file, tuple(name for node in body for name in names_of(node))
+                )
+            )
     return cells
 
 
@@ -107,8 +125,12 @@ def expected_source(cell, project=PROJECT):
     package = definitions(path.read_text(encoding="utf-8"))
     for name in cell.names:
         if name not in package:
-            raise ValueError(f"cell {cell.index}: {cell.file} defines no {name} at top level")
-    pieces = list(dict.fromkeys(package[name] for name in cell.names))  # `a, b = …` is one piece, not two
+            raise ValueError(
+                f"cell {cell.index}: {cell.file} defines no {name} at top level"
+            )
+    pieces = list(
+        dict.fromkeys(package[name] for name in cell.names)
+    )  # `a, b = …` is one piece, not two
     source = f"# {cell.file}\n{pieces[0][0]}"
     for (_, follows_constant), (text, is_constant) in pairwise(pieces):
         source += ("\n" if follows_constant and is_constant else "\n\n\n") + text
@@ -133,7 +155,9 @@ def sync(path, check=False, project=PROJECT):
     for cell in definition_cells(notebook):
         names = differing(notebook.cells[cell.index].source, cell, project)
         if names:
-            report.append(f"{path.name}, cell {cell.index}, {cell.file}: {', '.join(names)}")
+            report.append(
+                f"{path.name}, cell {cell.index}, {cell.file}: {', '.join(names)}"
+            )
             notebook.cells[cell.index].source = expected_source(cell, project)
     if report and not check:
         nbformat.write(notebook, path)
@@ -153,9 +177,15 @@ def taught(folder=NOTEBOOKS):
 def main(arguments=None, project=PROJECT):
     """The command line; returns the exit status, 1 if --check found a difference or a cell is in error."""
     description = __doc__.split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m minillama.course.sync", description=description)
-    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if a cell differs")
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: notebooks/*.ipynb")
+    parser = argparse.ArgumentParser(
+        prog="python -m minillama.course.sync", description=description
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, exit 1 if a cell differs"
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="default: notebooks/*.ipynb"
+    )
     options = parser.parse_args(arguments)
     status = 0
     for path in options.notebooks or sorted(project.glob("notebooks/*.ipynb")):
