@@ -91,17 +91,6 @@ def endless_batches(lengths, batch_size, generator):
         yield from length_batches(lengths, batch_size, generator)
 
 
-def length_groups(mask, size=16):
-    """Cut a padded batch into groups of at most ``size`` rows of similar length; ``mask`` (B, T), True = real.
-
-    Yields (rows (n,), columns (n, T')): the rows of a group, and for each row the columns of its real tokens in
-    order, then of padding. ``ids[rows].gather(1, columns)`` is the group padded on the right, as short as can be.
-    """
-    for rows in mask.sum(1).argsort(stable=True).split(size):
-        width = int(mask[rows].sum(1).max())
-        yield rows, (~mask[rows]).int().argsort(dim=1, stable=True)[:, :width]
-
-
 @dataclass(frozen=True)
 class PairExample:
     """One `world.Preference` as ids: two whole dialogues, the margin asked between their scores, two labels."""

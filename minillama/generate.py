@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minillama.data import pad
+from minillama.fast import keep_rows
 from minillama.model import KVCache, Llama
 from minillama.tokenizer import EOS_ID, PAD_ID
 
@@ -127,7 +128,7 @@ def sample_responses(
         if step + 1 == steps or not going.any():
             break
         if not going.all():
-            kept = cache.keep(going)
+            kept = keep_rows(cache, going)
             rows, tokens = rows[kept], tokens[kept]
         hidden = model.hidden(tokens[:, None], cache=cache)  # (rows, 1, D)
     return ids[:, : step + 1], mask[:, : step + 1], logprobs[:, : step + 1]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from minillama.data import endless_batches, pad_examples
+from minillama.fast import lm_loss_of
 from minillama.optim import Stepper, warmup_cosine
 
 
@@ -29,6 +30,15 @@ def token_logprobs(logits, ids):
     return F.pad(logprobs, (1, 0))  # (B, T)
 
 
+def response_logprobs(model, ids, mask, response_mask):
+    """log p(token | past) of a `Llama` on response tokens, 0 elsewhere: (B, T), nats, with gradient.
+
+    ids: int64 (B, T). mask, response_mask: bool (B, T), True = real, True = response token.
+    """
+    logprobs = token_logprobs(model(ids, mask), ids)  # (B, T)
+    return logprobs.masked_fill(~response_mask, 0.0)
+
+
 def lm_loss(logits, ids, loss_mask):
     """Mean of -log p(token | past) over the tokens where ``loss_mask`` (B, T) is True; nats, a scalar.
 
@@ -36,15 +46,6 @@ def lm_loss(logits, ids, loss_mask):
     """
     _check_loss_mask(ids, loss_mask)
     return -token_logprobs(logits, ids)[loss_mask].mean()
-
-
-def lm_loss_of(model, ids, mask, loss_mask):
-    """`lm_loss` of a `Llama`, with the vocabulary's logits computed only where a loss counts."""
-    _check_loss_mask(ids, loss_mask)
-    hidden = model.hidden(
-        ids, mask, at=F.pad(loss_mask[:, 1:], (0, 1))
-    )  # (N, D): positions whose next token counts
-    return F.cross_entropy(model.lm_head(hidden).float(), ids[loss_mask])
 
 
 def _check_loss_mask(ids, loss_mask):

@@ -216,23 +216,6 @@ class KVCache:
         self.count = self.count + mask.sum(-1)
         return positions, self.mask[:, : self.length]
 
-    def keep(self, going: Tensor) -> Tensor:
-        """Drops the rows where going `(B,)` is False; rows from the end fill the gaps, so that few are copied.
-
-        Returns the old index of each row that is left, in their new order.
-        """
-        n = int(going.sum())
-        gaps, movers = (
-            (~going[:n]).nonzero().squeeze(1),
-            n + going[n:].nonzero().squeeze(1),
-        )
-        for held in (self.keys, self.values):
-            held[:, gaps, :, : self.length] = held[:, movers, :, : self.length]
-        self.keys, self.values = self.keys[:, :n], self.values[:, :n]
-        order = torch.arange(n, device=going.device).index_copy(0, gaps, movers)
-        self.mask, self.count = self.mask[order], self.count[order]
-        return order
-
     def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Writes one layer's new keys and values `(B, K, T, E)`; returns all of that layer's, `(B, K, S, E)`."""
         if keys.requires_grad:
@@ -311,29 +294,16 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(self, config: LlamaConfig, layer: int = 0):
+    def __init__(self, config, layer=0):
         super().__init__()
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        bias: Tensor,
-        cache: KVCache | None = None,
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """x `(B, T, D)` -> `(B, T, D)`; with `at`, bool `(B, T)`, only the N rows where it is True, `(N, D)`.
-
-        The other arguments are as for `Attention`.
-        """
+    def forward(self, x, cos, sin, bias, cache=None):
+        """Map x (B, T, D) to (B, T, D); the other arguments are as for `Attention`."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias, cache)
-        if at is not None:
-            x = x[at]  # the feed-forward looks at each token alone: (N, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -372,46 +342,42 @@ class Llama(nn.Module):
                 std * torch.randn(parameter.shape, generator=generator, device="cpu")
             )
 
-    def hidden(
-        self,
-        ids: Tensor,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        at: Tensor | None = None,
-    ) -> Tensor:
-        """States after the final norm.
+    def embed(self, ids, mask=None, cache=None):
+        """What the first block gets: states (B, T, D), cosines, sines and the attention bias.
 
-        ids int64 `(B, T)`; mask bool `(B, T)`, True = real token, padding on either side, None = all real. With a
-        cache, ids and mask are those of the new tokens only, and the cache is extended by them. Returns `(B, T, D)`;
-        what stands at padding is finite and of no meaning. With at, bool `(B, T)`, only the states where it is True are
-        computed to the end: `(N, D)`, row after row, equal to `hidden(ids, mask)[at]` and cheaper.
-
-        Raises TypeError for a wrong dtype, ValueError for a wrong shape, an empty batch, a row of nothing but
-        padding (without a cache) or more than max_seq_len tokens, IndexError for an id outside the vocabulary.
+        A cache is extended by the new tokens. Arguments and errors as for `hidden`.
         """
-        check_inputs(self.config, ids, mask, cache, at)
-        if cache is not None:
-            new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-            positions, key_mask = cache.extend(new)
-        else:
+        check_inputs(self.config, ids, mask, cache)
+        if cache is None:
             key_mask = (
                 torch.ones_like(ids[:1], dtype=torch.bool) if mask is None else mask
-            )  # (1, T) or (B, T)
-            positions = token_positions(key_mask)
-        bias = attention_bias(key_mask, ids.shape[1])  # (B or 1, 1, 1, T, S)
+            )
+            positions = token_positions(key_mask)  # (1, T) or (B, T)
+        else:
+            new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+            positions, key_mask = cache.extend(new)  # (B, T), (B, S)
         x = self.embed_tokens(ids)  # (B, T, D)
         cos, sin = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        for block in self.layers[:-1]:
-            x = block(x, cos, sin, bias, cache)
-        return self.norm(
-            self.layers[-1](x, cos, sin, bias, cache, at)
-        )  # (B, T, D) or (N, D)
+        bias = attention_bias(key_mask, ids.shape[1])  # (B or 1, 1, 1, T, S)
+        return x, cos.to(x.dtype), sin.to(x.dtype), bias
 
-    def forward(
-        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
-        """Logits `(B, T, V)` of the token after each one; arguments and errors as for `hidden`."""
+    def hidden(self, ids, mask=None, cache=None):
+        """States after the final norm, (B, T, D).
+
+        ids: int64 (B, T). mask: bool (B, T), True = real token, padding on either side,
+        None = all real. With a cache, ids and mask are those of the new tokens only, and
+        the cache is extended by them. What stands at padding is finite and has no meaning.
+        Raises TypeError for a wrong dtype, ValueError for a wrong shape, an empty batch, a
+        row of nothing but padding (without a cache) or more than max_seq_len tokens,
+        IndexError for an id outside the vocabulary.
+        """
+        x, cos, sin, bias = self.embed(ids, mask, cache)
+        for block in self.layers:
+            x = block(x, cos, sin, bias, cache)
+        return self.norm(x)
+
+    def forward(self, ids, mask=None, cache=None):
+        """Logits (B, T, V) of the token after each one; arguments and errors as for `hidden`."""
         return self.lm_head(self.hidden(ids, mask, cache))
 
 
@@ -420,7 +386,6 @@ def check_inputs(
     ids: Tensor,
     mask: Tensor | None,
     cache: KVCache | None,
-    at: Tensor | None = None,
 ) -> None:
     """Raises what `Llama.hidden` says; the values are looked at once, so a GPU waits once per call."""
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
@@ -431,7 +396,7 @@ def check_inputs(
         raise ValueError(
             f"Llama: ids must be (B, T) with at least one row and one token, got {tuple(ids.shape)}"
         )
-    for name, flags in (("mask", mask), ("at", at)):
+    for name, flags in (("mask", mask),):
         if flags is not None and (
             not isinstance(flags, Tensor) or flags.dtype != torch.bool
         ):

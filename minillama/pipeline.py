@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 
 from minillama import world
 from minillama.data import pair_example
+from minillama.fast import response_logprobs
 from minillama.generate import generate
 from minillama.kl import kl_estimate
 from minillama.optim import TrainingDiverged
-from minillama.ppo import Judges, response_logprobs
+from minillama.ppo import Judges
 from minillama.reward_model import score_texts
 from minillama.stages import (
     Stages,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from minillama.data import Example, endless_batches, pad, pad_examples
-from minillama.lm import lm_loss_of
+from minillama.fast import lm_loss_of
 from minillama.optim import Stepper, warmup_cosine
 
 # Margins by strength, weakest first, in units of score (Llama 2, appendix A.3.3, table 27).

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillama.data import pad
+from minillama.fast import hidden_at
 
 
 def copy_body(llama, keep_lm_head=False):
@@ -79,7 +80,7 @@ class RewardModel(nn.Module):
         """Scores (B,) without normalisation, in either mode; arguments and errors as for `Llama.hidden`."""
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         if self.pooling == "last":
-            pooled = self.llama.hidden(ids, mask, at=last_token(mask))  # (B, D)
+            pooled = hidden_at(self.llama, ids, mask, last_token(mask))
         else:
             pooled = pool_mean(self.llama.hidden(ids, mask), mask)  # (B, D)
         return self.score(pooled).squeeze(-1)  # (B,)
@@ -138,6 +139,14 @@ class ValueModel(nn.Module):
             return before
         known = mask & F.pad(mask[:, :-1], (1, 0))  # tokens t - 1 and t are real
         return before.masked_fill(~known, 0.0)
+
+
+def response_values(value_model, ids, mask, response_mask):
+    """The value before each response token, 0 elsewhere: (B, T), in units of reward, with gradient.
+
+    ids: int64 (B, T). mask, response_mask: bool (B, T), True = real, True = response token.
+    """
+    return value_model(ids, mask).masked_fill(~response_mask, 0.0)
 
 
 @torch.no_grad()

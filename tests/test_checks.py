@@ -512,14 +512,6 @@ class WritesAtTheStart(model.KVCache):
         ]
 
 
-class LosesCounts(model.KVCache):
-    def keep(self, going):
-        count = self.count
-        order = super().keep(going)
-        self.count = count
-        return order
-
-
 class SeesTheFuture(model.Attention):
     def forward(self, x, cos, sin, bias, cache=None):
         return super().forward(x, cos, sin, 0 * bias.nan_to_num(), cache)
@@ -551,16 +543,10 @@ class NoOutputProjection(TurnsOnlyQueries):
 def block_class(forward):
     """`Block` with another forward(self, x, attend), attend(x) being its attention."""
 
-    def call(self, x, cos, sin, bias, cache=None, at=None):
-        x = forward(self, x, lambda y: self.self_attn(y, cos, sin, bias, cache))
-        return x if at is None else x[at]
+    def call(self, x, cos, sin, bias, cache=None):
+        return forward(self, x, lambda y: self.self_attn(y, cos, sin, bias, cache))
 
     return type("Wrong", (model.Block,), {"forward": call})
-
-
-class LeavesNothingOut(model.Block):
-    def forward(self, x, cos, sin, bias, cache=None, at=None):
-        return super().forward(x, cos, sin, bias, cache)
 
 
 class BigWeights(model.Llama):
@@ -570,8 +556,8 @@ class BigWeights(model.Llama):
 
 
 class IgnoresTheMask(model.Llama):
-    def hidden(self, ids, mask=None, cache=None, at=None):
-        return super().hidden(ids, None, cache, at)
+    def hidden(self, ids, mask=None, cache=None):
+        return super().hidden(ids, None, cache)
 
 
 class OneInitialStd(model.Llama):
@@ -751,13 +737,11 @@ WRONG += [
     ("kv_cache", CountsPadding),
     ("kv_cache", OneLayerForAll),
     ("kv_cache", WritesAtTheStart),
-    ("kv_cache", LosesCounts),
     ("attention", SeesTheFuture),
     ("attention", TurnsOnlyQueries),
     ("attention", TurnsNothing),
     ("attention", NoOutputProjection),
     ("block", block_class(lambda self, x, at: (y := x + at(x)) + self.mlp(y))),
-    ("block", LeavesNothingOut),
     (
         "block",
         block_class(

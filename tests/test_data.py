@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillama.data import Example, length_batches, length_groups, pad, pad_examples
+from minillama.data import Example, length_batches, pad, pad_examples
 
 
 def test_padding_on_either_side():
@@ -46,21 +46,3 @@ def test_batches_hold_each_text_once_and_similar_lengths():
     assert batches == length_batches(lengths, 20, torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="batch_size"):
         length_batches(lengths, 1001, torch.Generator())
-
-
-def test_length_groups_hold_every_real_token_once_and_in_order():
-    lengths = [3, 9, 1, 4, 4, 8, 2]
-    ids, mask = pad([list(range(10 * n, 10 * n + n)) for n in lengths], "left")
-    seen = {}
-    for rows, columns in length_groups(mask, size=3):
-        assert columns.shape[1] == max(
-            lengths[row] for row in rows
-        )  # as short as can be
-        texts, real = ids[rows].gather(1, columns), mask[rows].gather(1, columns)
-        seen |= {
-            int(row): text[kept].tolist()
-            for row, text, kept in zip(rows, texts, real, strict=True)
-        }
-    assert seen == {
-        row: list(range(10 * n, 10 * n + n)) for row, n in enumerate(lengths)
-    }

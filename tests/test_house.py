@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["contracts"],
     ["model", "tokenizer", "world", "whiten", "kl", "gae", "reward_selection"],
-    ["data"],
+    ["data", "fast"],
     ["generate", "exact", "optim", "store"],
     ["lm", "reward_model"],
     [

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from minillama.data import Example, pad_examples
-from minillama.lm import LMSettings, evaluate_lm, lm_loss, lm_loss_of, train_lm
+from minillama.fast import lm_loss_of
+from minillama.lm import LMSettings, evaluate_lm, lm_loss, train_lm
 from minillama.model import Llama, LlamaConfig
 from minillama.optim import TrainingDiverged
 

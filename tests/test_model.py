@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
+from minillama.fast import hidden_at
 from minillama.model import KVCache, Llama, LlamaConfig, RMSNorm, rope_cos_sin, rotate
 
 SMALL = LlamaConfig(
@@ -121,7 +122,7 @@ def test_hidden_at_chosen_places_equals_those_of_all_and_sends_the_same_gradient
     ids, mask = padded(3, 9, "left", torch.Generator().manual_seed(2))
     at = mask & (torch.rand(3, 9, generator=torch.Generator().manual_seed(3)) < 0.5)
     gradients = []
-    for states in (model.hidden(ids, mask, at=at), model.hidden(ids, mask)[at]):
+    for states in (hidden_at(model, ids, mask, at), model.hidden(ids, mask)[at]):
         model.zero_grad()
         states.square().sum().backward()
         gradients.append(
@@ -130,12 +131,9 @@ def test_hidden_at_chosen_places_equals_those_of_all_and_sends_the_same_gradient
             )
         )
     torch.testing.assert_close(
-        model.hidden(ids, mask, at=at), model.hidden(ids, mask)[at], atol=1e-6, rtol=0
+        hidden_at(model, ids, mask, at), model.hidden(ids, mask)[at], atol=1e-6, rtol=0
     )
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
-    for bad, error in ((at.long(), TypeError), (at[:, :2], ValueError)):
-        with pytest.raises(error, match="at must"):
-            model.hidden(ids, mask, at=bad)
 
 
 @pytest.mark.parametrize("chunks", [[1] * 9, [4, 5], [3, 1, 2, 3]])

@@ -1,0 +1,102 @@
+"""The same numbers sooner: no work for padding, for states nobody reads, for answers that have ended.
+
+The lessons show the plain definitions. Each function here says which expression it
+equals, up to float rounding, and a test holds it to that. Left out: whatever would
+change a number, such as lower precision or dropped tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def hidden_at(llama, ids, mask, at):
+    """Equals `llama.hidden(ids, mask)[at]`: the last feed-forward network sees only the states asked for.
+
+    ids: int64 (B, T). mask: bool (B, T), True = real token. at: bool (B, T), True = wanted.
+    Returns (N, D), row after row. Gradients flow as through `hidden`.
+    """
+    x, cos, sin, bias = llama.embed(ids, mask)
+    for block in llama.layers[:-1]:
+        x = block(x, cos, sin, bias)
+    last = llama.layers[-1]
+    x = (x + last.self_attn(last.input_layernorm(x), cos, sin, bias))[at]  # (N, D)
+    return llama.norm(x + last.mlp(last.post_attention_layernorm(x)))
+
+
+def lm_loss_of(model, ids, mask, loss_mask):
+    """Equals `lm_loss(model(ids, mask), ids, loss_mask)`: logits are computed only where a loss counts.
+
+    ids: int64 (B, T). mask, loss_mask: bool (B, T), True = real token, True = its loss counts.
+    Returns a scalar, nats per counted token.
+    """
+    at = F.pad(loss_mask[:, 1:], (0, 1))  # (B, T): positions whose next token counts
+    logits = model.lm_head(hidden_at(model, ids, mask, at)).float()  # (N, V)
+    return F.cross_entropy(logits, ids[loss_mask])
+
+
+def length_groups(mask, size=16):
+    """Cut a padded batch into groups of at most `size` rows of similar length.
+
+    mask: bool (B, T), True = real token. Yields (rows (n,), columns (n, T')): the rows of a
+    group, and for each row the columns of its real tokens in order, then of padding.
+    `ids[rows].gather(1, columns)` is the group padded on the right, as short as can be.
+    """
+    for rows in mask.sum(1).argsort(stable=True).split(size):
+        width = int(mask[rows].sum(1).max())
+        yield rows, (~mask[rows]).int().argsort(dim=1, stable=True)[:, :width]
+
+
+def by_length(function, mask, *tensors):
+    """Equals `function(*tensors)`, called on groups of rows of similar length, with little padding.
+
+    mask: bool (B, T), True = real token. tensors: (B, T) each. function: tensors (n, T') ->
+    (n,) or (n, T'), row by row independent, whatever the padding. Returns (B,) or (B, T),
+    float32; what stands at padding has no meaning.
+    """
+    size = max(
+        16, 1024 // mask.shape[1]
+    )  # smaller groups cost more in calls than they save
+    result = None
+    for rows, columns in length_groups(mask, size):
+        part = function(*(x[rows].gather(1, columns) for x in tensors)).float()
+        if result is None:
+            result = part.new_zeros(mask.shape if part.ndim == 2 else len(mask))
+        place = (rows[:, None], columns) if part.ndim == 2 else (rows,)
+        result = result.index_put(place, part)
+    return result
+
+
+def response_logprobs(model, ids, mask, response_mask):
+    """Equals `lm.response_logprobs` on the same arguments: (B, T), 0 off the response."""
+
+    def of_group(ids, mask, counted):  # (n, T') each
+        hidden = hidden_at(model, ids, mask, F.pad(counted[:, 1:], (0, 1)))  # (N, D)
+        logits = model.lm_head(hidden).float()  # (N, V)
+        picked = -F.cross_entropy(logits, ids[counted], reduction="none")  # (N,)
+        return torch.zeros(ids.shape, device=ids.device).index_put((counted,), picked)
+
+    logprobs = by_length(of_group, mask, ids, mask, response_mask)
+    return logprobs.masked_fill(~response_mask, 0.0)
+
+
+def response_values(value_model, ids, mask, response_mask):
+    """Equals `reward_model.response_values` on the same arguments: (B, T), 0 off the response."""
+    values = by_length(value_model, mask, ids, mask)
+    return values.masked_fill(~response_mask, 0.0)
+
+
+def keep_rows(cache, going):
+    """Drop from a `KVCache` the rows that have ended; rows from its end fill the gaps, so that few are copied.
+
+    going: bool (B,), True = stays. Returns the old index of each row that is left, in their
+    new order. What the rows left hold, and so what they will say, does not change.
+    """
+    n = int(going.sum())
+    gaps = (~going[:n]).nonzero().squeeze(1)
+    movers = n + going[n:].nonzero().squeeze(1)
+    for held in (cache.keys, cache.values):
+        held[:, gaps, :, : cache.length] = held[:, movers, :, : cache.length]
+    cache.keys, cache.values = cache.keys[:, :n], cache.values[:, :n]
+    order = torch.arange(n, device=going.device).index_copy(0, gaps, movers)
+    cache.mask, cache.count = cache.mask[order], cache.count[order]
+    return order
