@@ -1,4 +1,4 @@
-"""Contracts: every word passes good values and refuses bad ones, saying which and why."""
+"""Contracts: every word passes good values and refuses bad ones, in words."""
 
 import inspect
 from dataclasses import dataclass, replace
