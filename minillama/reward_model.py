@@ -89,7 +89,11 @@ class RewardModel(nn.Module):
         self.register_buffer("score_mean", torch.zeros((), device=device))
         self.register_buffer("score_std", torch.ones((), device=device))
 
-    @expects("ids: int64 (B, T)", "mask: None or bool (B, T)", "-> float (B,)")
+    @expects(
+        "ids: int64 (B, T)",
+        "mask: None or bool (B, T) True in every row",
+        "-> float (B,)",
+    )
     def raw_scores(self, ids, mask=None):
         """Score texts without normalisation in either mode; arguments as for a call."""
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
