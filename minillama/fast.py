@@ -30,13 +30,30 @@ def hidden_at(llama, ids, mask, at):
     return llama.norm(x + last.mlp(last.post_attention_layernorm(x)))
 
 
-@expects("ids: int64 (B, T)", "mask, loss_mask: bool (B, T)")
+def require_past(caller, counted, mask):
+    """Refuse, in the name of a caller's argument, tokens that follow no real one.
+
+    What counts must be real, and so must the token before it, whose state predicts it.
+    """
+    known = mask & F.pad(mask[:, :-1], (1, 0))  # (B, T): tokens t and t - 1 are real
+    if (counted & ~known).any():
+        at = (counted & ~known).nonzero()[0].tolist()
+        raise ValueError(
+            f"{caller} must be True only at real tokens that follow real ones, "
+            f"got True at {at}"
+        )
+
+
+@expects(
+    "ids: int64 (B, T)", "mask: bool (B, T)", "loss_mask: bool (B, T), True somewhere"
+)
 def lm_loss_of(model, ids, mask, loss_mask):
     """Return `lm_loss(model(ids, mask), ids, loss_mask)`, nats per counted token.
 
     Logits are computed only where a loss counts.
     """
     require_lm_head(model, "lm_loss_of")
+    require_past("lm_loss_of: loss_mask", loss_mask, mask)
     at = F.pad(loss_mask[:, 1:], (0, 1))  # (B, T): positions whose next token counts
     logits = model.lm_head(hidden_at(model, ids, mask, at)).float()  # (N, V)
     return F.cross_entropy(logits, ids[loss_mask])
@@ -77,6 +94,7 @@ def by_length(function, mask, *tensors):
 def response_logprobs(model, ids, mask, response_mask):
     """Return `lm.response_logprobs` of the same arguments, (B, T)."""
     require_lm_head(model, "response_logprobs")
+    require_past("response_logprobs: response_mask", response_mask, mask)
 
     def of_group(ids, mask, counted):  # (n, T') each
         hidden = hidden_at(model, ids, mask, F.pad(counted[:, 1:], (0, 1)))  # (N, D)
