@@ -62,7 +62,7 @@ def lm_loss(logits, ids, loss_mask):
 
 @expects(
     "steps, batch_size: int >= 1",
-    "lr: finite number >= 0",
+    "lr: number >= 0",
     "warmup_steps: int >= 0",
 )
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def _all_finite(tensors):
 
 @expects(
     "model: Module",
-    "lr: finite number >= 0",
+    "lr: number >= 0",
     "schedule: function",
     "betas: list (2,)",
     "max_norm: number > 0",
@@ -97,7 +97,9 @@ class Stepper:
             group["lr"] = self.lr * self.schedule(self.steps)
         self.optimizer.step()
         if not _all_finite(self.parameters):
-            raise self.diverged(f"weights are not finite after batch {batch_ids}")
+            raise self.diverged(
+                f"weights are not finite, batch of examples {batch_ids}"
+            )
         self.steps += 1
         return norm
 
@@ -105,9 +107,7 @@ class Stepper:
     def require_finite(self, name, tensor, batch_ids):
         """Raise `TrainingDiverged` if the tensor holds inf or NaN."""
         if not _all_finite([tensor]):
-            raise self.diverged(
-                f"{name} is not finite, batch of examples {list(batch_ids)}"
-            )
+            raise self.diverged(f"{name} is not finite, batch of examples {batch_ids}")
 
     @expects("what: text")
     def diverged(self, what):
