@@ -11,6 +11,9 @@ Shapes in the comments: B batch, T new tokens, S tokens attended to (cached ones
 included), D width, H heads, K key/value heads, G = H/K query heads per key/value head,
 E head size, F feed-forward width, V vocabulary. Masks are boolean, True = real token.
 Positions count real tokens only: padding, wherever it stands, shifts nothing.
+
+Contracts stand at the doors: constructors, what is called once a forward pass, `hidden`
+and `forward`. What runs in every layer (`rotate`, `attend`, the modules) has none.
 """
 
 import math
@@ -99,13 +102,12 @@ def rope_cos_sin(positions, head_dim, theta=10000.0):
     return angle.cos(), angle.sin()
 
 
-@expects("x: float (B, T, H, E)", "cos, sin: float (..., T, 1, P)")
 def rotate(x, cos, sin):
-    """Turn the pair (x[i], x[i + E/2]) by its angle, for each of the P = E/2 pairs.
+    """Turn the pair (x[i], x[i + E/2]) by its angle, for every i < E/2.
 
-    This is the half-split layout of Hugging Face. The original checkpoints pair
-    neighbours (2i, 2i + 1) instead; converted ones have their q and k rows permuted, so
-    that both give the same scores.
+    x (B, T, heads, E); cos and sin (B or 1, T, 1, E/2). This is the half-split layout
+    of Hugging Face. The original checkpoints pair neighbours (2i, 2i + 1) instead;
+    converted ones have their q and k rows permuted, so that both give the same scores.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
@@ -131,20 +133,15 @@ def attention_bias(key_mask, n_queries):
     return bias.masked_fill_(~allowed, -math.inf)[:, None, None]
 
 
-@expects(
-    "queries: float (B, T, H, E)",
-    "keys, values: float (B, K, S, E)",
-    "bias: float (..., T, S)",
-)
 def attend(queries, keys, values, bias):
     """Return the values mixed by how well keys answer queries, (B, T, H E).
 
         softmax(q k^T / sqrt(E) + bias) v    with the softmax in float32 at least
 
-    The bias is that of `attention_bias`. Query heads g G .. (g + 1) G - 1 share the
-    key/value head g. Their T queries are stacked into one matrix of G T rows, so that
-    keys and values are never repeated. Source: scaled dot-product attention, Vaswani et
-    al. 2017 (arXiv 1706.03762), equation 1.
+    queries (B, T, H, E); keys and values (B, K, S, E); bias as from `attention_bias`.
+    Query heads g G .. (g + 1) G - 1 share key/value head g. Their T queries are stacked
+    into one matrix of G T rows, so that keys and values are never repeated. Source:
+    scaled dot-product attention, Vaswani et al. 2017 (arXiv 1706.03762), equation 1.
     """
     B, T, H, E = queries.shape
     K, S = keys.shape[1:3]
@@ -203,9 +200,8 @@ class KVCache:
         self.count = self.count + mask.sum(-1)
         return positions, self.mask[:, : self.length]
 
-    @expects("layer: int >= 0", "keys, values: float (B, K, T, E)")
     def store(self, layer, keys, values):
-        """Write one layer's new keys and values; return all it has, (B, K, S, E)."""
+        """Write a layer's new keys and values (B, K, T, E); return all (B, K, S, E)."""
         if keys.requires_grad or values.requires_grad:
             raise RuntimeError(
                 "KVCache.store: keys and values must not require grad, got grad; "
@@ -360,7 +356,6 @@ class Llama(nn.Module):
             noise = torch.randn(parameter.shape, generator=generator, device="cpu")
             parameter.copy_((back_to_residual if is_back else 0.02) * noise)
 
-    @expects("ids: int64 (B, T)", "mask: bool (B, T) or None", "cache: KVCache or None")
     def embed(self, ids, mask=None, cache=None):
         """Return what the first block gets: states (B, T, D), cosines, sines and bias.
 
