@@ -323,9 +323,9 @@ def _check_prompts(prompts, policy, settings):
         raise ValueError(f"train_ppo: prompts must be {wanted}, got {len(prompts)}")
     for i, prompt in enumerate(prompts):
         kind, got = None, repr(prompt)
-        if [type(part) for part in prompt] != [list, bool]:
-            kind = TypeError
-        elif not all(type(token) is int for token in prompt[0]):
+        if [type(part) for part in prompt] != [list, bool] or any(
+            type(token) is not int for token in prompt[0]
+        ):
             kind = TypeError
         elif not 0 < len(prompt[0]) <= room:
             kind, got = ValueError, f"{len(prompt[0])} ids"
