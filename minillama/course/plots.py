@@ -82,10 +82,11 @@ def calibration_curve(ax, predicted, observed, label, bins=10):
             "calibration_curve: predicted and observed must both be (N,), got "
             f"{tuple(predicted.shape)} and {tuple(observed.shape)}"
         )
-    if not ((predicted >= 0) & (predicted <= 1)).all():
-        wrong = predicted[~((predicted >= 0) & (predicted <= 1))][0].item()
+    wrong = predicted[~((predicted >= 0) & (predicted <= 1))]  # NaN included
+    if len(wrong):
         raise ValueError(
-            f"calibration_curve: predicted must be probabilities in [0, 1], got {wrong}"
+            "calibration_curve: predicted must be probabilities in [0, 1], got "
+            f"{wrong[0].item()}"
         )
     groups = [
         group for group in predicted.argsort(stable=True).chunk(bins) if len(group)
