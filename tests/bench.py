@@ -16,7 +16,7 @@ from test_model import transplant
 
 from minillama.generate import generate
 from minillama.model import Llama, LlamaConfig
-from minillama.pipeline import Settings
+from minillama.stages import Settings
 
 BATCH, PROMPT, NEW, LENGTH, REPEATS = 64, 12, 64, 40, 7
 

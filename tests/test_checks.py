@@ -640,11 +640,10 @@ class NoSchedule(optim.Stepper):
         model,
         lr,
         schedule=None,
-        weight_decay=0.0,
         betas=(0.9, 0.95),
         max_norm=1.0,
     ):
-        super().__init__(model, lr, lambda step: 1.0, weight_decay, betas, max_norm)
+        super().__init__(model, lr, lambda step: 1.0, betas, max_norm)
 
 
 class ClipsFirst(optim.Stepper):

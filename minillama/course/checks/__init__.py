@@ -1139,7 +1139,7 @@ def warmup_cosine(f):
 
 @_check
 def stepper(f):
-    """Checks `Stepper(model, lr, schedule, weight_decay, betas, max_norm)`, the class."""
+    """Checks `Stepper(model, lr, schedule, betas, max_norm)`, the class."""
     network = torch.nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         network.weight.copy_(torch.tensor([[1.0, -1.0]]))
