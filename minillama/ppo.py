@@ -39,7 +39,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 from tqdm import tqdm
 
 from minillama.contracts import expects
@@ -343,18 +342,15 @@ def _check_prompts(prompts, policy, settings):
 def _require_sound(policy_stepper, value_stepper, experience):
     """Raise `TrainingDiverged` if the last update has broken a model.
 
-    The next loss would tell, but there may be none. Finite weights can overflow on
-    their way through a model, so what it says of the answers is looked at too.
+    Finite weights can overflow on their way through a model. The next loss would show
+    it, but the last update of an iteration has none.
     """
     text = experience.ids, experience.mask, experience.response_mask
-    for stepper, outputs_of in (
-        (policy_stepper, response_logprobs),
-        (value_stepper, response_values),
-    ):
-        weights = parameters_to_vector(stepper.parameters)
-        stepper.require_finite("a weight", weights, range(len(experience.ids)))
-        outputs = outputs_of(stepper.model, *text)
-        stepper.require_finite("an output", outputs, range(len(experience.ids)))
+    answers = list(range(len(experience.ids)))
+    logprobs = response_logprobs(policy_stepper.model, *text)
+    policy_stepper.require_finite("logprobs", logprobs, answers)
+    values = response_values(value_stepper.model, *text)
+    value_stepper.require_finite("values", values, answers)
 
 
 @expects(
