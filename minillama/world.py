@@ -11,7 +11,7 @@ and `safety`, score any text. `Annotator` compares texts as a Bradley-Terry mode
 
 so the best possible accuracy and the lowest possible loss on any set of pairs are known
 exactly. The words for the strength of a preference are those of Llama 2 (arXiv
-2307.09288, section 3.1).
+2307.09288, section 3.2.1).
 
 Conventions. Randomness comes from a `random.Random` that the caller passes; only its
 `random()` is used, which Python guarantees to be the same on every machine and in every
