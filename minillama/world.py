@@ -659,9 +659,10 @@ class Annotator:
 
     def utility(self, prompt, text):
         """Return u(text) as an answer to the prompt, in units of gold."""
-        gold, sentences = self.gold(prompt, text), parse(text)
-        polite = sum(kind in ("opener", "closer") for kind, _, _ in sentences)
-        words = len(text.split())
+        gold, words = self.gold(prompt, text), len(text.split())
+        if not math.isfinite(gold):
+            raise ValueError(f"Annotator: gold must return finite numbers, got {gold}")
+        polite = sum(kind in ("opener", "closer") for kind, _, _ in parse(text))
         return gold + self.length_bias * words + self.politeness_bias * polite
 
     def prefers(self, prompt, a, b):
