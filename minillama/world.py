@@ -698,7 +698,7 @@ ANNOTATORS = {"helpfulness": HELPFULNESS_ANNOTATOR, "safety": SAFETY_ANNOTATOR}
 @expects(
     "rng: Random",
     "annotator: Annotator",
-    "prompts: list of Prompt (N,)",
+    "prompts: list (N,)",
     "answers: lists of text (N,)",
 )
 def collect_preferences(rng, annotator, prompts, answers):
