@@ -399,9 +399,8 @@ class Style:
         for names in ("filler rude risky", "refuse_unsafe half_refuse off_unsafe"):
             total = sum(getattr(self, name) for name in names.split())
             if total > 1 + 1e-9:
-                raise ValueError(
-                    f"Style: {names.replace(' ', ' + ')} must be at most 1, got {total}"
-                )
+                words = names.replace(" ", " + ")
+                raise ValueError(f"Style: {words} must be at most 1, got {total:.6g}")
 
 
 # A mean SFT writer reaches about 0.4 of the maximum; the web's average is worse; raters
