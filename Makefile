@@ -7,6 +7,7 @@
 #   make sync           fill the notebooks' definition cells from the package
 #   make lint           ruff, and whether the definition cells agree with the package
 #   make bench          measure speed
+#   make mutants FILE=minillama/kl.py    whether its unit tests notice a change in that file
 #   make clean          delete build/ (trained stages included) and caches; `make clean ALL=1` also deletes .venv
 #
 # Another interpreter: make test PYTHON=python3.12
@@ -26,7 +27,7 @@ STRICT := $(if $(filter-out 0,$(MINILLAMA_SEED)),--nbval-lax,--nbval)
 # A cell may have to build every stage on a busy machine; a kernel that died is noticed after this many seconds.
 NBVAL := $(STRICT) --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=3000
 
-.PHONY: run test lab sync lint bench clean
+.PHONY: run test lab sync lint bench mutants clean
 
 run: $(READY)
 	$(PY) -m minillama run $(ARGS)
@@ -47,6 +48,12 @@ lint: $(READY)
 
 bench: $(READY)
 	$(PY) tests/bench.py $(ARGS)
+
+# mutmut comes with the first call: nothing else needs it.
+mutants: $(READY)
+	@$(if $(FILE),,echo "which file? for example: make mutants FILE=minillama/kl.py"; exit 1)
+	@$(PY) -c 'import mutmut' 2>/dev/null || $(PY) -m pip install -q -e '.[mutants]'
+	$(PY) tests/mutants.py $(FILE) $(ARGS)
 
 clean:
 	@echo "deleting build/ (trained stages included) and caches$(if $(ALL), and $(VENV))"
