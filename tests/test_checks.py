@@ -1280,7 +1280,12 @@ def best_of_n_mean_with(choose):
 
 
 WRONG += [
-    ("objective", lambda logp, ref, r, beta: exact.objective(logp, ref, r, -beta)),
+    (
+        "objective",
+        lambda logp, ref, r, beta: (
+            exact.objective(logp, ref, r, 0.0) + beta * exact.response_kl(logp, ref)
+        ),
+    ),
     (
         "objective",
         lambda logp, ref, r, beta: (
