@@ -4,6 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# PyTorch's threads wait for each other after every operation. By default they spin; where another program wants the
-# same cores, that can cost a factor of six. PyTorch reads this when it is loaded, so it is set before that.
+# PyTorch's threads wait for each other after every operation. Awake, they take the
+# cores from other programs and lose their own turn, which can cost a factor of forty.
+# PyTorch reads this when it is loaded, so it is set before that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
