@@ -1,16 +1,5 @@
 # minillama. Needs Python 3.11 or newer and make; .venv is set up once, by itself.
 #
-<<<<<<< HEAD
-#   make run            train everything, from an empty model to an aligned policy, and report (ARGS="…")
-#   make test           all unit tests, then every notebook with its outputs compared
-#   make test NB=09     only that notebook
-#   make lab            JupyterLab, opened on the first notebook
-#   make sync           fill the notebooks' definition cells from the package
-#   make lint           ruff, and whether the definition cells agree with the package
-#   make bench          measure speed
-#   make mutants FILE=minillama/kl.py    whether its unit tests notice a change in that file
-#   make clean          delete build/ (trained stages included) and caches; `make clean ALL=1` also deletes .venv
-=======
 #   make run             train everything, from an empty model to an aligned policy,
 #                        and report; options: make run ARGS="--seed 1"
 #   make test            all unit tests, and every notebook with its outputs compared
@@ -20,9 +9,10 @@
 #   make sync            fill the notebooks' definition cells from the package
 #   make lint            ruff, and whether the definition cells agree with the package
 #   make bench           measure speed
+#   make mutants FILE=minillama/kl.py
+#                        whether the unit tests of a file notice a change in it
 #   make clean           delete build/ (trained stages included) and caches;
 #                        make clean ALL=1 also deletes .venv
->>>>>>> run
 #
 # Another interpreter: make test PYTHON=python3.12
 
@@ -39,9 +29,6 @@ ifneq ($(NB),)
 $(if $(NOTEBOOKS),,$(error there is no notebook $(NB): notebooks/$(NB)_*.ipynb))
 endif
 
-<<<<<<< HEAD
-.PHONY: run test lab sync lint bench mutants clean
-=======
 # The root conftest.py serves both. Committed outputs belong to seed 0; on another seed
 # only asserts count.
 STRICT := $(if $(filter-out 0,$(MINILLAMA_SEED)),--nbval-lax,--nbval)
@@ -60,11 +47,10 @@ SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=loadfile \
 LAB := --ServerApp.root_dir=. --LabApp.news_url=None \
   $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help run test lab tidy sync lint bench clean
+.PHONY: help run test lab tidy sync lint bench mutants clean
 
 help:
 	@sed -n 's/^#   //p; /^$$/q' Makefile
->>>>>>> run
 
 run: $(READY)
 	$(PY) -m minillama run $(ARGS)
