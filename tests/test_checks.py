@@ -112,9 +112,8 @@ def with_arguments(function, change):
 
 def kl_rewards(sign=-1.0, everywhere=False, last_column=False, per_token_score=False):
     def f(scores, logprobs, ref_logprobs, mask, beta):
-        kl.kl_penalised_rewards(
-            scores, logprobs, ref_logprobs, mask, beta
-        )  # its refusals
+        # its refusals
+        kl.kl_penalised_rewards(scores, logprobs, ref_logprobs, mask, beta)
         rewards = sign * beta * (logprobs - ref_logprobs)
         rewards = rewards if everywhere else rewards * mask
         at = torch.arange(mask.shape[1])

@@ -26,13 +26,8 @@ MACHINE_PATH = re.compile(
     r"|\b[A-Z]:[\\/]+Users\b"
 )
 LIVE = re.compile(r"\bclear_output\b|\bdisplay_id\b|\bupdate_display\b")
-MEDIA = {
-    "text/plain",
-    "text/html",
-    "text/markdown",
-    "text/latex",
-    "image/png",
-}  # no SVG, widget or script
+# no SVG, widget or script
+MEDIA = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}
 
 # Which notebook teaches which definition: once it exists, the definition must stand in it, and in no other.
 LESSONS = {
@@ -198,9 +193,8 @@ def valid_format(notebook):
     if notebook.nbformat_minor < 5 or None in ids or len(set(ids)) < len(ids):
         yield "each cell needs an id of its own, so at least nbformat 4.5"
     try:
-        nbformat.validate(
-            copy.deepcopy(notebook)
-        )  # it mends some things in what it is given
+        # it mends some things in what it is given
+        nbformat.validate(copy.deepcopy(notebook))
     except nbformat.ValidationError as error:
         yield f"invalid notebook: {error.message}"
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
@@ -270,9 +264,8 @@ def plain_python(notebook):
         lines = [line.strip() for line in cell.source.split("\n")]
         if any(line.startswith(("%", "!")) for line in lines):
             yield f"{place(notebook, cell)} has a magic or a shell command"
-        if not sync.cell_header(cell) and any(
-            line.endswith(";") for line in lines
-        ):  # a docstring's may stand there
+        # a docstring's may stand there
+        if not sync.cell_header(cell) and any(line.endswith(";") for line in lines):
             yield f"{place(notebook, cell)} has a trailing semicolon: write _ = …"
         if "NBVAL_" in cell.source:
             yield f"{place(notebook, cell)} has an nbval comment: use a tag"
@@ -357,9 +350,8 @@ def complaints(notebook, is_lesson=True):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_clean(path):
-    notebook = nbformat.v4.reads(
-        path.read_text(encoding="utf-8")
-    )  # unlike nbformat.read, it mends no ids
+    # unlike nbformat.read, it mends no ids
+    notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
     assert complaints(notebook, is_lesson=not path.name.startswith("00_")) == []
 
 
@@ -537,9 +529,8 @@ def test_rule_fires_on_a_planted_cell(rule, cell):
         complaint.endswith(f"[{rule.__name__}]") for complaint in found
     ), found
     planted = re.compile(rf"cell {len(notebook.cells) - 1}\b")
-    assert all(planted.match(complaint) for complaint in found), (
-        found
-    )  # and nothing elsewhere
+    # and nothing elsewhere
+    assert all(planted.match(complaint) for complaint in found), found
 
 
 def test_ignored_outputs_may_have_many_digits_and_stderr_progress():
