@@ -1,5 +1,6 @@
-"""Every check passes the package and fails plausible mistakes: at least three a check."""
+"""Every check passes the package and fails at least three plausible mistakes."""
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -68,7 +69,7 @@ RIGHT = {
     "margin_minimiser": exact.margin_minimiser,
     "objective": exact.objective,
     "optimal_policy": exact.optimal_policy,
-    "response_logprobs": ppo.response_logprobs,
+    "response_logprobs": lm.response_logprobs,
     "ppo_step": ppo.ppo_step,
     "best_of_n_policy": best_of_n.best_of_n_policy,
     "best_of_n_mean": best_of_n.best_of_n_mean,
@@ -148,6 +149,10 @@ def values(half=0.5, pick=torch.maximum, mean=whiten.masked_mean):
     return f
 
 
+def reduced(losses, reduction):
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
+
 def row_means(x, mask):
     return ((x * mask).sum(1) / mask.sum(1)).mean()
 
@@ -162,12 +167,12 @@ def naive_bt(chosen, rejected, margin=None, reduction="mean"):
     losses = -torch.log(
         torch.sigmoid(chosen - rejected - (0.0 if margin is None else margin))
     )
-    return losses if reduction == "none" else getattr(losses, reduction)()
+    return reduced(losses, reduction)
 
 
 def broadcasting_bt(chosen, rejected, margin=None, reduction="mean"):
     losses = -F.logsigmoid(chosen - rejected - (0.0 if margin is None else margin))
-    return losses if reduction == "none" else getattr(losses, reduction)()
+    return reduced(losses, reduction)
 
 
 class Swapped(reward_model.RewardModel):
@@ -360,7 +365,7 @@ WRONG = [
 
 
 def pair_scores_of(texts_of, masked=True, forwards=1):
-    """An implementation of `pair_scores` with faults: texts read twice, without mask, or in two forwards."""
+    """`pair_scores` with faults: texts read twice, no mask, two forwards."""
 
     def f(model, pairs):
         texts = texts_of(pairs)
@@ -398,7 +403,7 @@ WRONG += [
 ]
 
 
-# ------------------------------------------------------------------ mistakes of Part I: tokens, model, language
+# ------------------------------------------ mistakes of Part I: tokens, model, language
 
 
 def piece_tokenizer(**changes):
@@ -455,7 +460,7 @@ class WithBias(model.FeedForward):
 
 
 def bias_where(allow):
-    """`attention_bias` with another rule allow(key_mask (B, 1, S), query (T, 1), key (S,))."""
+    """`attention_bias` by allow(key_mask (B, 1, S), query (T, 1), key (S,))."""
 
     def f(key_mask, n_queries):
         query = torch.arange(key_mask.shape[1] - n_queries, key_mask.shape[1])[:, None]
@@ -576,7 +581,7 @@ def sample_reaching(probs, uniforms):
 
 
 def kept_top_p(before_rule):
-    """`top_p_filter` with another rule on the cumulative sums, in order of falling probability."""
+    """`top_p_filter` with another rule on probabilities in falling order."""
 
     def f(probs, top_p):
         ordered, order = probs.sort(dim=-1, descending=True)
@@ -634,16 +639,8 @@ class NeverRestores(optim.Stepper):
 
 
 class NoSchedule(optim.Stepper):
-    def __init__(
-        self,
-        model,
-        lr,
-        schedule=None,
-        weight_decay=0.0,
-        betas=(0.9, 0.95),
-        max_norm=1.0,
-    ):
-        super().__init__(model, lr, lambda step: 1.0, weight_decay, betas, max_norm)
+    def __init__(self, model, lr, schedule, **others):
+        super().__init__(model, lr, lambda step: 1.0, **others)
 
 
 class ClipsFirst(optim.Stepper):
@@ -652,8 +649,9 @@ class ClipsFirst(optim.Stepper):
 
 
 class LetsNaNPass(optim.Stepper):
-    def require_finite(self, name, tensor, batch_ids):
-        pass
+    def step(self, loss, batch_ids):
+        with contextlib.suppress(optim.TrainingDiverged):
+            return super().step(loss, batch_ids)
 
 
 WRONG += [
@@ -877,7 +875,7 @@ WRONG += [
 ]
 
 
-# ------------------------------------------------------------------ mistakes of lesson 07: annotators
+# ---------------------------------------------------- mistakes of lesson 07: annotators
 
 
 def annotator_class(**methods):
@@ -1032,7 +1030,7 @@ WRONG += [
 ]
 
 
-# ------------------------------------------------------------------ mistakes of lesson 10: margins
+# ------------------------------------------------------- mistakes of lesson 10: margins
 
 
 def replaced(**fields):
@@ -1146,11 +1144,11 @@ WRONG += [
 ]
 
 
-# -------------------------------- mistakes of lesson 19: one step of PPO
+# ----------------------------------------------- mistakes of lesson 19: one step of PPO
 
 
 def stepped(change):
-    """`ppo_step` on an experience, settings or generator that change(experience, settings) has altered."""
+    """`ppo_step` on what change(experience, settings) makes of both."""
 
     def f(
         policy,
@@ -1236,11 +1234,11 @@ WRONG += [
     ),
     (
         "response_logprobs",
-        lambda m, ids, mask, r: ppo.response_logprobs(m, ids, mask, r).detach(),
+        lambda m, ids, mask, r: lm.response_logprobs(m, ids, mask, r).detach(),
     ),
     (
         "response_logprobs",
-        lambda m, ids, mask, r: ppo.response_logprobs(m, ids, mask, r).exp() * r,
+        lambda m, ids, mask, r: lm.response_logprobs(m, ids, mask, r).exp() * r,
     ),
     ("ppo_step", step_without_whitening),
     ("ppo_step", step_that_whitens_minibatches),
@@ -1266,7 +1264,7 @@ WRONG += [
 ]
 
 
-# -------------------------------- mistakes of lessons 18 and 20: the optimum, the best of n
+# ---------------------------- mistakes of lessons 18 and 20: the optimum, the best of n
 
 
 def best_of_n_mean_with(choose):
@@ -1280,7 +1278,12 @@ def best_of_n_mean_with(choose):
 
 
 WRONG += [
-    ("objective", lambda logp, ref, r, beta: exact.objective(logp, ref, r, -beta)),
+    (
+        "objective",
+        lambda logp, ref, r, beta: (
+            2 * exact.objective(logp, ref, r, 0.0) - exact.objective(logp, ref, r, beta)
+        ),
+    ),
     (
         "objective",
         lambda logp, ref, r, beta: (
@@ -1362,7 +1365,7 @@ WRONG += [
 ]
 
 
-# -------------------------------- mistakes of lesson 11: a model that still writes, scores with a zero
+# ----------------- mistakes of lesson 11: a model that still writes, scores with a zero
 
 
 def centring_by(square):
@@ -1371,22 +1374,19 @@ def centring_by(square):
     def f(chosen, rejected, reduction="mean"):
         preference_loss.centring_loss(chosen, rejected)  # its refusals
         losses = square(chosen, rejected)
-        return losses if reduction == "none" else getattr(losses, reduction)()
+        return reduced(losses, reduction)
 
     return f
 
 
 def squared_mean(chosen, rejected, reduction="mean"):
-    losses = preference_loss.centring_loss(chosen, rejected, "none")
-    return (
-        (chosen + rejected).mean().square()
-        if reduction == "mean"
-        else preference_loss._reduce(losses, reduction)
-    )
+    if reduction == "mean":
+        return (chosen + rejected).mean().square()
+    return preference_loss.centring_loss(chosen, rejected, reduction)
 
 
 def speaking(texts_of, shift=1, mean=None, start=None):
-    """`chosen_lm_loss` with faults: other texts, another shift, another mean, another start of the loss."""
+    """`chosen_lm_loss` with other texts, another shift, mean or start of the loss."""
 
     def f(reward_model, pairs):
         preference_loss.chosen_lm_loss(reward_model, pairs)  # its refusals
@@ -1456,7 +1456,7 @@ WRONG += [
     ("centring_loss", squared_mean),
     (
         "centring_loss",
-        lambda c, r, reduction="mean": preference_loss._reduce((c + r) ** 2, reduction),
+        lambda c, r, reduction="mean": reduced((c + r) ** 2, reduction),
     ),
     ("chosen_lm_loss", speaking(distinct_chosen, shift=0)),
     ("chosen_lm_loss", speaking(distinct_chosen, shift=2)),
@@ -1495,11 +1495,11 @@ WRONG += [
 ]
 
 
-# ----------------------------------------------------- mistakes of lesson 17: values of states
+# ---------------------------------------------- mistakes of lesson 17: values of states
 
 
 def knowing_the_token(logp, rewards, responses, gamma=1.0):
-    """Values of the state after token t: the responses that share it are averaged too late."""
+    """Values of the state after token t: averaged one token too late."""
     later = exact.Responses(
         responses.ids.roll(-1, 1), responses.mask, responses.response_mask
     )
