@@ -290,7 +290,7 @@ def narrow_lines(notebook):
     for cell in code_cells(notebook):
         widest = max(map(len, cell.source.split("\n")))
         if widest > 88 and not sync.cell_header(cell):
-            yield f"{place(notebook, cell)} has a line of {widest} columns, more than 88"
+            yield f"{place(notebook, cell)} has a line of {widest} columns, over 88"
 
 
 def prose_between(notebook):
