@@ -312,7 +312,7 @@ WRONG = [
     (
         "objective",
         lambda logp, ref, r, beta: (
-            2 * exact.objective(logp, ref, r, 0.0) - exact.objective(logp, ref, r, beta)
+            exact.objective(logp, ref, r, 0.0) + beta * exact.response_kl(logp, ref)
         ),
     ),
     (
