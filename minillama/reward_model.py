@@ -83,7 +83,7 @@ class RewardModel(nn.Module):
         dim, device = llama.config.dim, next(llama.parameters()).device
         self.pooling = pooling
         self.llama = copy_body(llama, keep_lm_head)
-        self.score = nn.Linear(dim, 1, bias=False, device=device, dtype=torch.float32)
+        self.score = nn.Linear(dim, 1, bias=False, device=device)
         drawn = torch.randn(1, dim, generator=generator) / math.sqrt(dim + 1)
         self.score.weight.data.copy_(drawn)
         self.register_buffer("score_mean", torch.zeros((), device=device))
@@ -141,7 +141,7 @@ class ValueModel(nn.Module):
         super().__init__()
         dim, device = reward_model.llama.config.dim, reward_model.score.weight.device
         self.llama = copy_body(reward_model.llama)
-        self.value = nn.Linear(dim, 1, bias=False, device=device, dtype=torch.float32)
+        self.value = nn.Linear(dim, 1, bias=False, device=device)
         nn.init.zeros_(self.value.weight)
 
     @expects(

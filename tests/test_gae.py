@@ -34,6 +34,11 @@ def test_two_tokens_by_hand(gamma, lam, first):
     close(returns, [[first + 0.5, 2.0]])
 
 
+def test_one_token_by_hand():
+    one = torch.ones(1, 1)
+    assert [x.item() for x in gae(3 * one, one, one.bool())] == [2, 3]  # 3 - 1, 2 + 1
+
+
 def test_gamma_is_1_and_lam_0_95_unless_said_otherwise():
     close(gae(*TWO)[0], [[0.75 + 0.95 * 1.75, 1.75]])
 

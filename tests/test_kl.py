@@ -142,6 +142,12 @@ def test_a_response_with_a_hole_is_scored_at_its_last_token():
     close(kl_penalised_rewards(SCORES[:1], zero, zero, only, 0.1), [[5, 0, 0, 0]])
 
 
+def test_rewards_are_computed_where_the_logprobs_are():
+    with torch.device("meta"):  # a new tensor that is not told where to lie has no data
+        rewards = kl_penalised_rewards(SCORES, LOGPROBS, REF, MASK, 0.1)
+    close(rewards.sum(), 12 - 0.1 * 4)
+
+
 def test_a_reward_is_data():
     leaves = [x.clone().requires_grad_() for x in (SCORES, LOGPROBS, REF)]
     assert not kl_penalised_rewards(*leaves, MASK, 0.1).requires_grad

@@ -153,6 +153,14 @@ def test_a_reward_model_is_trained_without_the_language_model():
     assert all(p.grad is None for p in llama.parameters())
 
 
+def test_heads_and_normalisation_lie_where_the_body_is():
+    ours = RewardModel(small().to("meta"))
+    ours.set_normalisation(1.0, 2.0)
+    for part in (ours, ValueModel(ours)):
+        everything = [*part.parameters(), *part.buffers()]
+        assert {tensor.device.type for tensor in everything} == {"meta"}
+
+
 # --------------------------------------------------------------------------------------
 # Half precision: heads and normalisation are float32
 
@@ -206,6 +214,8 @@ def test_normalisation_is_for_evaluation():
     assert torch.equal(ours.train()(IDS, MASK), raw)
     ours.eval().set_normalisation(3)  # centres only, whatever was set before
     close(ours(IDS, MASK), raw - 3)
+    ours.set_normalisation(3, 2)
+    assert ours.score_mean.dtype == ours.score_std.dtype == torch.float32
 
 
 def test_the_normalisation_travels_with_the_weights():
@@ -276,6 +286,17 @@ def test_texts_score_as_padded_rows_do():
     assert score_texts(model().bfloat16(), texts).dtype == torch.float32
 
 
+def test_texts_go_where_the_model_is():
+    class Elsewhere(Recorder):
+        def forward(self, ids, mask=None):
+            self.seen.append((ids.device.type, mask.device.type))
+            return torch.zeros(len(ids))
+
+    recorder = Elsewhere().to("meta")
+    score_texts(recorder, [[1], [2, 3]])
+    assert recorder.seen == [("meta", "meta")]
+
+
 # --------------------------------------------------------------------------------------
 # Values
 
@@ -319,12 +340,10 @@ def test_a_value_model_starts_at_zero_with_a_copy_of_the_body():
 
 def test_response_values_are_values_on_the_response():
     value_model = ValueModel(model())
-    values = values_of(value_model, IDS, MASK)
-    response = torch.tensor(
-        [[False, False, False, True, True], [False, True] + [0] * 3]
-    )
-    got = response_values(value_model, IDS, MASK, response.bool())
-    close(got, values * response)
+    values = values_of(value_model, LEFT_IDS, LEFT_MASK)
+    response = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]).bool()
+    got = response_values(value_model, LEFT_IDS, LEFT_MASK, response)
+    assert torch.equal(got, values * response)
     assert (got != 0).sum() == 3 and got.requires_grad
 
 
