@@ -127,19 +127,19 @@ class PPOSettings:
     """One run of PPO; the defaults are the course's run, with Llama 2's clip_eps."""
 
     iterations: int = 150  # Each one draws prompts, has them answered and learns.
-    batch_size: int = 64  # An iteration answers so many prompts, once each.
-    epochs: int = 1  # An iteration goes through its answers so often.
-    minibatches: int = 4  # An epoch takes so many gradient steps.
+    batch_size: int = 64  # An iteration answers this many prompts.
+    epochs: int = 1  # An iteration uses its answers this many times.
+    minibatches: int = 4  # An epoch takes this many gradient steps.
     max_new_tokens: int = 72  # An answer is cut off at this length.
-    policy_lr: float = 4.5e-4  # The policy's learning rate has this peak.
-    value_lr: float = 1e-3  # The value model's learning rate has this peak.
-    warmup_steps: int = 10  # Both rates rise for so many gradient steps, then fall.
-    beta: float = 0.1  # One nat of KL costs so much reward.
-    gamma: float = 1.0  # A reward counts this share of itself one token earlier.
-    lam: float = 0.95  # At 1 advantages rest on rewards alone, below on values too.
+    policy_lr: float = 4.5e-4  # The policy's learning rate rises to this, then falls.
+    value_lr: float = 1e-3  # The value model's learning rate, likewise.
+    warmup_steps: int = 10  # Both rates rise for this many gradient steps.
+    beta: float = 0.1  # A nat of KL costs this much reward.
+    gamma: float = 1.0  # One token earlier, a reward is worth this share of itself.
+    lam: float = 0.95  # At 1, returns are sums of rewards; below, values have a say.
     clip_eps: float = 0.2  # A ratio or value that moves further earns nothing more.
-    threshold: float = 0.15  # An answer less likely to be safe is judged by safety.
-    whiten_scores: bool = True  # If False, scores stay logits, and so does beta's unit.
+    threshold: float = 0.15  # Below this chance of being safe, only safety counts.
+    whiten_scores: bool = True  # If False, scores stay logits, in beta's unit.
 
 
 @expects("safety, helpfulness: RewardModel")
@@ -195,6 +195,7 @@ class Experience(Rollout):
     advantages: Tensor  # (B, T): how much better a token was than expected.
     returns: Tensor  # (B, T): what the values should have been.
 
+    @expects("index: int64 (N,)", "-> Experience")
     def rows(self, index):
         """Return the answers at `index` as an `Experience` of their own."""
         return Experience(**{name: x[index] for name, x in vars(self).items()})
@@ -411,7 +412,7 @@ def train_ppo(
             gold = judge_gold(batch, experience) if judge_gold else {}
             means = {"clip_fraction": clipped, "value_loss": loss}
             history.append(summary(experience) | means | gold)
-    finally:
+    finally:  # whatever ends the run: has an update broken a model?
         if experience is not None:
             _require_sound(policy_stepper, value_stepper, experience)
     return history
