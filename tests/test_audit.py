@@ -293,6 +293,8 @@ def test_a_balance_by_hand():
         [(long, short), (short, long)],
         [(short, short)],
     ]
+    ones = [[preference("a b", "c")] * 2 + [preference("c", "a b")]]
+    assert len(audit.length_balanced(ones, words, random.Random(0))[0]) == 2
     # rng chooses which of the three is kept: each one comes up
     marked = (
         [preference(f"{mark} b c", short) for mark in "xyz"],
@@ -303,6 +305,13 @@ def test_a_balance_by_hand():
         for seed in range(20)
     }
     assert kept == {"x", "y", "z"}
+
+
+def test_six_buckets_are_the_default():
+    """Chosen longer by -3 .. 4 words: eight pairs, no two alike."""
+    texts = [("a" + " a" * k, "a a a a") for k in range(8)]
+    report = audit.audit(likes_length, [preference(*x) for x in texts], words)
+    assert len(report.buckets) == 6 and sum(x[2] for x in report.buckets) == 8
 
 
 def test_buckets_hold_their_lower_edge():

@@ -101,6 +101,22 @@ def test_a_tie_goes_by_the_order_of_the_draws_and_never_by_gold():
     assert best_of_n_mean(many, torch.arange(1000.0)[None], 1000).item() == 999
 
 
+def test_the_weights_are_not_rounded_and_each_prompt_has_its_row():
+    scores = torch.arange(3.0).expand(2, 3)
+    gold = torch.tensor([[0.0, 0.0, 3.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
+    # of three, the best of two is the second lowest in 1 subset, the highest in 2
+    assert best_of_n_mean(scores, gold, 2).tolist() == pytest.approx(
+        [2.0, 1.0], abs=1e-15
+    )
+
+
+def test_log_probabilities_may_miss_their_norm():
+    logp, scores = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.0, 1.0, 2.0])
+    torch.testing.assert_close(
+        best_of_n_policy(logp + 1, scores, 2), best_of_n_policy(logp, scores, 2)
+    )
+
+
 def test_the_bound_by_hand():
     assert best_of_n_bound(1) == 0
     assert best_of_n_bound(2) == pytest.approx(math.log(2) - 0.5)
@@ -118,6 +134,11 @@ ONES, NAN = torch.ones(2, 3), torch.tensor([[0.0, math.nan, 1.0]] * 2)
         (lambda: best_of_n_policy(ONES[0], ONES[0], 2.5), TypeError, "n"),
         (
             lambda: best_of_n_policy(torch.full((3,), -math.inf), ONES[0], 2),
+            ValueError,
+            "logp",
+        ),
+        (
+            lambda: best_of_n_policy(torch.full((3,), math.inf), ONES[0], 2),
             ValueError,
             "logp",
         ),

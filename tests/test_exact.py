@@ -420,6 +420,28 @@ def test_the_spread_of_the_small_policy():
     assert wide.std().item() * math.sqrt(32) == pytest.approx(1.0)
 
 
+def test_the_interval_of_the_bisection_holds_far_odds():
+    """40 wins to 1 / 40: log-odds of ln 1600."""
+    best = margin_minimiser(*torch.tensor([[[40.0]], [[1 / 40]]]), torch.zeros(1))
+    assert best.item() == pytest.approx(math.log(1600), abs=1e-6)
+
+
+def test_thresholds_are_not_rounded():
+    wins, _ = outcome_chances(torch.zeros(1), (0.1,))
+    assert wins[0, 1].item() == pytest.approx(1 / (1 + math.exp(0.1)), abs=1e-15)
+
+
+def test_a_gradient_may_be_asked_twice_and_is_0_where_nothing_is_used():
+    model = policy()
+    scalar = (model.embed_tokens.weight.double() ** 2).sum() / 2
+    for _ in range(2):
+        gradient = exact.exact_gradient(scalar, model)
+    used = model.embed_tokens.weight
+    assert len(gradient) == sum(p.numel() for p in model.parameters())
+    assert torch.equal(gradient[: used.numel()], used.detach().flatten())
+    assert not gradient[used.numel() :].any()
+
+
 TWO, NAN = torch.zeros(2), torch.tensor([0.0, math.nan])
 ONE_BY_ONE = exact.Responses(
     torch.ones(1, 2, dtype=torch.int64), *torch.ones(2, 1, 2, dtype=torch.bool)
@@ -451,6 +473,17 @@ ONE_BY_ONE = exact.Responses(
         (lambda: exact.enumerate_responses([-1], V, 2), IndexError, "prompt_ids"),
         (lambda: exact.enumerate_responses([1], V, 2.5), TypeError, "max_new_tokens"),
         (lambda: exact.enumerate_responses([1], 0, 2), ValueError, "vocab_size"),
+        (lambda: exact.enumerate_responses([1], 101, 3), ValueError, "vocab_size .*"),
+        (
+            lambda: margin_minimiser(torch.ones(2, 1), torch.eye(2)[:, :1], TWO[:1]),
+            ValueError,
+            "wins and losses",
+        ),
+        (
+            lambda: margin_minimiser(torch.eye(2)[:, :1], torch.ones(2, 1), TWO[:1]),
+            ValueError,
+            "wins and losses",
+        ),
         (lambda: exact.small_policy(0), TypeError, "generator"),
         (lambda: exact.small_policy(None, -1.0), ValueError, "spread"),
         (lambda: exact.rises([[1, 3]], TWO), TypeError, "ids"),
