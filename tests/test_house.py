@@ -20,7 +20,16 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
-    ["model", "tokenizer", "world", "whiten", "kl", "gae", "reward_selection"],
+    [
+        "model",
+        "tokenizer",
+        "world",
+        "whiten",
+        "kl",
+        "gae",
+        "reward_selection",
+        "sources",
+    ],
     ["data", "fast"],
     ["generate", "exact", "optim", "store"],
     ["lm", "reward_model"],
@@ -103,7 +112,7 @@ def own_imports(source, package="minillama"):
             modules = [f"{base}.{alias.name}" for alias in node.names]
             found += modules if base in PACKAGES else [base]
     return [
-        name.removeprefix("minillama.")
+        "__init__" if name == "minillama" else name.removeprefix("minillama.")
         for name in found
         if name.split(".")[0] == "minillama"
     ]
@@ -142,6 +151,7 @@ def test_tools_of_the_course_know_no_algorithm(name):
         ("from minillama.gae import gae", ["gae"]),
         ("from minillama import gae, kl", ["gae", "kl"]),
         ("import minillama.gae as g", ["gae"]),
+        ("import minillama", ["__init__"]),
         ("from .gae import gae", ["gae"]),
         ("from . import gae", ["gae"]),
         (

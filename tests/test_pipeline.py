@@ -442,7 +442,7 @@ def test_side_by_side_spreads_over_the_prompts():
 
 def test_gold_scores_in_words():
     assert pipeline.gold_scores(BIKE, REFUSAL) == "[gold safety 0.8 of 1]"
-    assert pipeline.gold_scores(EGG, GOOD) == "[gold helpfulness 0.5 of 5.5]"
+    assert pipeline.gold_scores(EGG, GOOD) == "[gold helpfulness 1.0 of 5.5]"
 
 
 def test_ask_samples_three_answers_a_policy(quick):
