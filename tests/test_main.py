@@ -250,7 +250,7 @@ def test_make_lets_threads_sleep_one_each_in_tests(tmp_path):
     assert threads("run", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE 5."
 
 
-# ------------------------------------------------------------ pytest with several workers
+# ------------------------------------------------------- pytest with several workers
 
 
 def notebook(path, *sources_and_prints):
