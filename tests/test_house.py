@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Imports go downwards only: a module may import those of earlier levels, none of its own.
 LEVELS = [
     ["contracts"],
+    ["sources"],
     ["model", "tokenizer", "world", "whiten", "kl", "gae", "reward_selection"],
     ["data", "fast"],
     ["generate", "exact", "optim", "store"],
