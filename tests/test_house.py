@@ -20,16 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
-    [
-        "model",
-        "tokenizer",
-        "world",
-        "whiten",
-        "kl",
-        "gae",
-        "reward_selection",
-        "sources",
-    ],
+    ["sources"],
+    ["model", "tokenizer", "world", "whiten", "kl", "gae", "reward_selection"],
     ["data", "fast"],
     ["generate", "exact", "optim", "store"],
     ["lm", "reward_model"],
