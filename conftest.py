@@ -33,7 +33,7 @@ def pytest_collectstart(collector):
         collector.skip_compare += ("stderr",)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_setup(item):
     """Skip a cell if an earlier one of its notebook failed; start one kernel at a time.
 

@@ -222,7 +222,7 @@ def gold_scores(prompt, text):
 @expects(
     "prompts: list of Prompt (N,)",
     "before, after: list of text (N,)",
-    "count: int >= 1",
+    "count: int >= 1 at most len(prompts)",
 )
 def side_by_side(prompts, before, after, count=5):
     """Show evenly spaced prompts with both answers and their gold scores."""

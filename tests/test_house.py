@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
+    ["sources"],
     ["model", "tokenizer", "world", "whiten", "kl", "gae", "reward_selection"],
     ["data", "fast"],
     ["generate", "exact", "optim", "store"],
@@ -103,7 +104,7 @@ def own_imports(source, package="minillama"):
             modules = [f"{base}.{alias.name}" for alias in node.names]
             found += modules if base in PACKAGES else [base]
     return [
-        name.removeprefix("minillama.")
+        "__init__" if name == "minillama" else name.removeprefix("minillama.")
         for name in found
         if name.split(".")[0] == "minillama"
     ]
@@ -142,6 +143,7 @@ def test_tools_of_the_course_know_no_algorithm(name):
         ("from minillama.gae import gae", ["gae"]),
         ("from minillama import gae, kl", ["gae", "kl"]),
         ("import minillama.gae as g", ["gae"]),
+        ("import minillama", ["__init__"]),
         ("from .gae import gae", ["gae"]),
         ("from . import gae", ["gae"]),
         (
