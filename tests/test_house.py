@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Imports go downwards only: a module may import those of earlier levels, none of its own.
 LEVELS = [
-    ["contracts"],
+    ["minillama", "contracts"],
     ["sources"],
     ["model", "tokenizer", "world", "whiten", "kl", "gae", "reward_selection"],
     ["data", "fast"],
