@@ -193,7 +193,7 @@ def texts_behind(roots, describe):
         if isinstance(root, types.ModuleType):
             starts += _members(root, ())
             continue
-        waiting += [vars(root)["__wrapped__"]] if "__wrapped__" in vars(root) else []
+        waiting += _wrapped_by(root)
         module, name = _home(root)
         if module.startswith(f"{OURS.package}.") and (
             place := OURS.member(module.partition(".")[2], name.split(".")[0])
@@ -221,6 +221,12 @@ def texts_behind(roots, describe):
 def text_of(root):
     """Return the text of a function or class outside the package, read once."""
     return textwrap.dedent(inspect.getsource(root))
+
+
+def _wrapped_by(root):
+    """A list of the function that a decorator put another one around, or of none."""
+    attributes = getattr(root, "__dict__", {})
+    return [attributes["__wrapped__"]] if "__wrapped__" in attributes else []
 
 
 def is_code(value):
@@ -279,7 +285,8 @@ def _functions_in(member):
     for part in parts:
         if isinstance(part, types.FunctionType):
             yield part
-            yield from _functions_in(vars(part).get("__wrapped__"))
+            for wrapped in _wrapped_by(part):
+                yield from _functions_in(wrapped)
 
 
 def _names_in(code):
