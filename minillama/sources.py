@@ -177,7 +177,7 @@ OURS = Sources(minillama.TEXTS)
 
 
 def texts_behind(roots, describe):
-    """Return all that functions or classes use, as sorted pairs [name, text].
+    """Return all that functions, classes or modules use: sorted pairs [name, text].
 
     What belongs to the package is followed by its texts. The rest, such as a notebook's
     own functions, is followed through the global names in its compiled code;
@@ -190,7 +190,10 @@ def texts_behind(roots, describe):
         if any(root is each for each in seen):
             continue
         seen.append(root)
-        waiting += [vars(root)["__wrapped__"]] if "__wrapped__" in vars(root) else []
+        if isinstance(root, types.ModuleType):
+            starts += _members(root, ())
+            continue
+        waiting += _wrapped_by(root)
         module, name = _home(root)
         if module.startswith(f"{OURS.package}.") and (
             place := OURS.member(module.partition(".")[2], name.split(".")[0])
@@ -202,7 +205,7 @@ def texts_behind(roots, describe):
             for used, value, attributes in _names_used_by(root):
                 if isinstance(value, types.ModuleType):
                     starts += _members(value, attributes)
-                elif callable(value) and "__module__" in dir(value):
+                elif is_code(value):
                     waiting.append(value)
                 else:
                     used = f"{used} in {module}.{name}"
@@ -218,6 +221,19 @@ def texts_behind(roots, describe):
 def text_of(root):
     """Return the text of a function or class outside the package, read once."""
     return textwrap.dedent(inspect.getsource(root))
+
+
+def _wrapped_by(root):
+    """A list of the function that a decorator put another one around, or of none."""
+    attributes = getattr(root, "__dict__", {})
+    return [attributes["__wrapped__"]] if "__wrapped__" in attributes else []
+
+
+def is_code(value):
+    """Whether a value is a function or a class, and no object that has a state."""
+    if isinstance(value, types.MethodType):
+        return False
+    return isinstance(value, type) or callable(value) and "__qualname__" in dir(value)
 
 
 def _home(root):
@@ -269,7 +285,8 @@ def _functions_in(member):
     for part in parts:
         if isinstance(part, types.FunctionType):
             yield part
-            yield from _functions_in(vars(part).get("__wrapped__"))
+            for wrapped in _wrapped_by(part):
+                yield from _functions_in(wrapped)
 
 
 def _names_in(code):

@@ -163,7 +163,9 @@ def torch_rng(settings, purpose):
     return torch.Generator().manual_seed(world_rng(settings, purpose).getrandbits(48))
 
 
-@expects("rng: Random", "count: int >= 0", "style: Style", "prompts: list (N,)")
+@expects(
+    "rng: Random", "count: int >= 0", "style: Style", "prompts: list of Prompt (N,)"
+)
 def draw_dialogues(rng, count, style, prompts):
     """Return `count` pairs (prompt, `world.Answer`) in one style of answering.
 
@@ -331,7 +333,7 @@ def _training_groups(settings, tokenizer, kind, count):
     "settings: Settings",
     "sft: Llama",
     "name: text",
-    "groups: list",
+    "groups: lists of PairExample",
     "reward_settings: RewardSettings",
     "keep_lm_head: flag",
 )
@@ -368,7 +370,7 @@ def build_policy(settings, tokenizer, sft, helpfulness, safety):
     "tokenizer: Tokenizer",
     "sft: Llama",
     "judges: Judges",
-    "prompts: list (N,)",
+    "prompts: list of Prompt (N,)",
     "ppo_settings: PPOSettings",
     "name: text",
 )
@@ -430,7 +432,7 @@ def mean(values):
     return result
 
 
-@expects("prompts, texts: list (N,)", "-> dict")
+@expects("prompts: list of Prompt (N,)", "texts: list of text (N,)", "-> dict")
 def gold_summary(prompts, texts):
     """Return means of the gold judges, each over the prompts that it is about.
 
@@ -530,7 +532,7 @@ class Stages:
 
     @expects(
         "name: text",
-        "groups: list",
+        "groups: lists of PairExample",
         "reward_settings: RewardSettings",
         "keep_lm_head: flag",
         "seconds: number >= 0",
@@ -554,7 +556,7 @@ class Stages:
     @expects(
         "name: text",
         "judges: Judges",
-        "prompts: list (N,)",
+        "prompts: list of Prompt (N,)",
         "ppo_settings: PPOSettings",
         "seconds: number >= 0",
     )

@@ -22,6 +22,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from types import MethodType, ModuleType
 
 import safetensors.torch
 import torch
@@ -30,7 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from minillama.contracts import expects
-from minillama.sources import texts_behind
+from minillama.sources import is_code, texts_behind
 
 PROJECT = Path(__file__).resolve().parents[1]
 # Raised when the layout of a file changes: older files are then never looked at.
@@ -93,8 +94,10 @@ def content(value, name):
         return {part: content(x, f"{name}.{part}") for part, x in parts.items()}
     if isinstance(value, dict):
         return [[repr(k), content(x, f"{name}[{k!r}]")] for k, x in value.items()]
-    if isinstance(value, type) or callable(value) and "__qualname__" in dir(value):
+    if is_code(value):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, MethodType):
+        return [value.__name__, content(value.__self__, name)]
     text = repr(value)
     if not isinstance(value, list | tuple | set | frozenset | range) or re.search(
         r" at 0x|\b(tensor|array|Parameter)\(", text
@@ -116,8 +119,10 @@ def _plain(module):
 
 def code_in(value):
     """Return the set of functions and classes that a value brings along."""
-    if isinstance(value, type) or callable(value) and "__qualname__" in dir(value):
+    if is_code(value):
         return {value}
+    if isinstance(value, MethodType):
+        return {value.__func__} | code_in(value.__self__)
     if isinstance(value, nn.Module):
         return {type(module) for module in value.modules()}
     found = set() if isinstance(value, PLAIN) else {type(value)}
@@ -133,7 +138,15 @@ def code_in(value):
 
 @expects("sources: list")
 def sources_of(sources):
-    """Return [name, text] of all definitions that functions and classes use, sorted."""
+    """Return [name, text] of all definitions that the sources use, sorted.
+
+    sources: functions, classes, or modules of the package as a whole.
+    """
+    for source in sources:
+        if not is_code(source) and not isinstance(source, ModuleType):
+            kind = type(source).__name__
+            told = f"key: sources must be functions, classes or modules, got a {kind}"
+            raise TypeError(told)
     return texts_behind(sources, lambda x, name: (content(x, name), code_in(x)))
 
 
@@ -220,7 +233,7 @@ def stage(
     identity = key(name, settings, sources)
     path = folder / f"{name}-{identity[:16]}.safetensors"
     asked = Stage(name, identity, settings, dict(parents or {}), about or name, path)
-    if not rebuild and (found := _find(asked)):
+    if not rebuild and (found := _find(asked, quiet=True)):
         return found
     with _one_at_a_time(asked):
         # Another process may have built it while this one waited.
@@ -231,18 +244,20 @@ def stage(
         return _read(data, asked)[:2]
 
 
-def _find(asked):
+def _find(asked, quiet=False):
     """What the store has of a stage, None if it is missing, damaged or stale."""
+    complain = (lambda line: None) if quiet else say
     try:
         tensors, notes, parents = _read(asked.path.read_bytes(), asked)
     except OSError:
         return None
     except DamagedStage as error:
-        say(f"rebuilding a damaged stage: {error}")
+        complain(f"rebuilding a damaged stage: {error}")
         return None
     if parents != asked.parents:
         others = [n for n in asked.parents if parents.get(n) != asked.parents[n]]
-        say(f"rebuilding a stale stage: {asked.name}, as {', '.join(others)} changed")
+        told = f"{asked.name}, as {', '.join(others)} changed"
+        complain(f"rebuilding a stale stage: {told}")
         return None
     return tensors, notes
 
