@@ -314,7 +314,7 @@ def summary(experience):
     }
 
 
-def _check_prompts(prompts, policy, settings):
+def require_prompts(prompts, policy, settings):
     """Refuse before a run what would stop it in the middle."""
     room = policy.config.max_seq_len - settings.max_new_tokens
     vocab_size = policy.config.vocab_size
@@ -340,7 +340,7 @@ def _check_prompts(prompts, policy, settings):
 
 
 @torch.no_grad()
-def _require_sound(policy_stepper, value_stepper, experience):
+def require_sound(policy_stepper, value_stepper, experience):
     """Raise `TrainingDiverged` if the last update has broken a model.
 
     Finite weights can overflow on their way through a model. The next loss would show
@@ -388,7 +388,7 @@ def train_ppo(
     If an update breaks a model, `TrainingDiverged` ends the run and holds that model
     with its last good weights.
     """
-    _check_prompts(prompts, policy, settings)
+    require_prompts(prompts, policy, settings)
     total = settings.iterations * settings.epochs * settings.minibatches
 
     def schedule(step):
@@ -414,5 +414,5 @@ def train_ppo(
             history.append(summary(experience) | means | gold)
     finally:  # whatever ends the run: has an update broken a model?
         if experience is not None:
-            _require_sound(policy_stepper, value_stepper, experience)
+            require_sound(policy_stepper, value_stepper, experience)
     return history

@@ -678,11 +678,11 @@ def test_outputs_of_a_value_model_that_overflow():
     """Values of 1e38 * 32 are inf although every weight is finite."""
     policy, value_model, x = small(), random_values(), an_experience()
     steppers = Stepper(policy, 0.0), Stepper(value_model, 0.0)
-    ppo._require_sound(*steppers, x)
+    ppo.require_sound(*steppers, x)
     torch.nn.init.constant_(value_model.value.weight, 3e38)
     message = r"values .* \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\]"
     with pytest.raises(TrainingDiverged, match=message) as caught:
-        ppo._require_sound(*steppers, x)
+        ppo.require_sound(*steppers, x)
     assert caught.value.model is value_model
     assert equal_weights(value_model, random_values())
 
