@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from test_model import small
 from test_reward_model import model
 
+from minillama import preference_loss
 from minillama.data import Example, PairExample, length_batches
 from minillama.lm import evaluate_lm
 from minillama.optim import TrainingDiverged, warmup_cosine
@@ -192,6 +193,26 @@ def test_the_lm_loss_counts_the_tokens_of_distinct_chosen_answers():
     close(chosen_lm_loss(ours, SPOKEN).detach(), math.log(50))
 
 
+def test_texts_go_where_the_model_is(monkeypatch):
+    seen = []
+
+    class Elsewhere(torch.nn.Linear):
+        def forward(self, *tensors):
+            seen.extend(tensor.device.type for tensor in tensors)
+            return torch.zeros(len(tensors[0]))
+
+    pair_scores(Elsewhere(1, 1, device="meta"), PAIRS)
+    assert seen == ["meta"] * 2
+
+    def record(llama, *tensors):
+        seen.extend(tensor.device.type for tensor in tensors)
+        return torch.zeros(())
+
+    monkeypatch.setattr(preference_loss, "lm_loss_of", record)
+    chosen_lm_loss(speaker().to("meta"), SPOKEN)
+    assert seen[2:] == ["meta"] * 3
+
+
 # --------------------------------------------------------------------------------------
 # The training loop
 
@@ -312,6 +333,15 @@ def test_training_learns_the_pairs_and_stops_at_nan():
     message = r"step 0: scores is not finite, batch of examples \[0\]"
     with pytest.raises(TrainingDiverged, match=message):
         train_reward_model(ours, [PAIRS], settings, seeded())
+
+
+def test_a_loss_that_is_not_finite_names_its_batch():
+    ours = speaker()
+    ours.llama.lm_head.weight.data.fill_(NAN)  # the scores know nothing of it
+    settings = RewardSettings(batch_size=2, warmup_steps=1, lm_weight=1.0)
+    message = r"step 0: loss is not finite, batch of examples \[(0, 1|1, 0)\]"
+    with pytest.raises(TrainingDiverged, match=message):
+        train_reward_model(ours, [PAIRS] * 2, settings, seeded())
 
 
 def test_the_bar_has_the_name_that_was_asked_for(capfd):
@@ -490,5 +520,9 @@ def test_bad_arguments_of_the_loop(field, value, error, message):
 
 def test_an_lm_term_needs_an_lm_head():
     settings = RewardSettings(batch_size=1, warmup_steps=1, lm_weight=1.0)
-    with pytest.raises(ValueError, match="keep_lm_head"):
+    message = (
+        "^chosen_lm_loss: reward_model must be made with keep_lm_head=True, "
+        "got one without lm_head$"
+    )
+    with pytest.raises(ValueError, match=message):
         train_reward_model(model(), [PAIRS], settings, seeded())

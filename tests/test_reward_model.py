@@ -154,11 +154,14 @@ def test_a_reward_model_is_trained_without_the_language_model():
 
 
 def test_heads_and_normalisation_lie_where_the_body_is():
-    ours = RewardModel(small().to("meta"))
-    ours.set_normalisation(1.0, 2.0)
-    for part in (ours, ValueModel(ours)):
+    def places(part):
         everything = [*part.parameters(), *part.buffers()]
-        assert {tensor.device.type for tensor in everything} == {"meta"}
+        return {tensor.device.type for tensor in everything}
+
+    ours = RewardModel(small().to("meta"))
+    assert places(ours) == places(ValueModel(ours)) == {"meta"}
+    ours.set_normalisation(1.0, 2.0)
+    assert places(ours) == {"meta"}
 
 
 # --------------------------------------------------------------------------------------
