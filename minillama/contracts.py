@@ -233,7 +233,13 @@ def _is_kind(kind):
         return lambda x: isinstance(x, list | tuple) and all(map(is_item, x))
     if kind in KINDS:
         return KINDS[kind][1]
-    return lambda x: any(base.__name__ == kind for base in type(x).__mro__)
+    return lambda x: _is_called(type(x), kind)
+
+
+@functools.lru_cache(maxsize=1024)  # a list may hold thousands of one class
+def _is_called(cls, name):
+    """Whether a class, or one that it derives from, has this name."""
+    return any(base.__name__ == name for base in cls.__mro__)
 
 
 # --------------------------------------------------------------------------------------
@@ -250,7 +256,9 @@ def _shape(letters):
         shape = tuple(value.shape) if is_tensor else (len(value),)
         got = f"shape {shape}" if is_tensor else f"{len(value)} entries"
         front = len(shape) - len(letters)
-        if front < 0 or front and not leading or 0 in shape:
+        if 0 in shape:
+            raise Broken(ValueError, f"{got}, where no size may be 0")
+        if front < 0 or front and not leading:
             raise Broken(ValueError, got)
         found = list(zip(letters, shape[front:], strict=True))
         for letter, size in [("...", shape[:front]), *found] if leading else found:
@@ -353,9 +361,8 @@ def _below(path):
     def ask(value, subject, given, sizes):
         size = _look_up(path, given)
         if isinstance(value, list | tuple):
-            flat = [
-                i for row in value for i in (row if isinstance(row, list) else [row])
-            ]
+            rows = [x if isinstance(x, list | tuple) else [x] for x in value]
+            flat = [i for row in rows for i in row]
             low, high = min(flat), max(flat)
         else:
             low, high = _extremes(value)
