@@ -95,16 +95,19 @@ def _checked(function, name, lines):
 
     def hold(contracts, given, sizes):
         """All that looks at one value alone comes first, then what compares two."""
-        chosen = []
+        later = []
         try:
             for subject, words, alternatives in contracts:
                 if subject in given:  # Python itself says which argument is missing
                     value = given[subject]
-                    alternative = _alternative_for(value, alternatives)
-                    chosen.append((subject, words, value, alternative))
+                    alternative = alternatives[0]
+                    if not alternative.is_kind(value):
+                        alternative = _alternative_for(value, alternatives)
                     for ask in alternative.alone:
                         ask(value, subject, given, sizes)
-            for subject, words, value, alternative in chosen:  # noqa: B007
+                    if alternative.beside:
+                        later.append((subject, words, value, alternative))
+            for subject, words, value, alternative in later:  # noqa: B007
                 for ask in alternative.beside:
                     ask(value, subject, given, sizes)
         except Broken as broken:
@@ -144,7 +147,7 @@ class Alternative:
         text = text[len(kind) :].strip()
         self.is_kind, self.is_text = _is_kind(kind), kind.startswith('"')
         self.alone, self.beside = [], []
-        self.words = f"{_in_words(kind)} {text}".strip()
+        self.words = f"{_in_words(kind)} {text}".strip().replace(" ,", ",")
         if text.startswith("("):
             shape, text = re.fullmatch(r"(\([^)]*\))(.*)", text).groups()
             self.alone.append(_shape(re.findall(r"\.\.\.|\w+", shape)))
@@ -204,10 +207,7 @@ KINDS = {  # the first word of an alternative: what it is in a message, and its 
         "an int",
         lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool),
     ),
-    "ids": (
-        "ids",
-        lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool),
-    ),
+    "ids": ("ids", lambda x: type(x) is int),
     "flag": ("True or False", lambda x: isinstance(x, bool)),
     "text": ("a string", lambda x: isinstance(x, str)),
     "list": ("a list", lambda x: isinstance(x, list | tuple)),
@@ -250,27 +250,37 @@ def _shape(letters):
     """Sizes of a tensor or list: equal where the same letter stands, none of them 0."""
     leading = letters[0] == "..." if letters else False
     letters = letters[leading:]
+    fixed = {letter: (int(letter), None) for letter in letters if letter.isdigit()}
 
     def ask(value, subject, given, sizes):
-        is_tensor = isinstance(value, Tensor)
-        shape = tuple(value.shape) if is_tensor else (len(value),)
-        got = f"shape {shape}" if is_tensor else f"{len(value)} entries"
+        shape = value.shape if isinstance(value, Tensor) else (len(value),)
         front = len(shape) - len(letters)
         if 0 in shape:
-            raise Broken(ValueError, f"{got}, where no size may be 0")
+            raise Broken(ValueError, f"{_shape_of(value)}, where no size may be 0")
         if front < 0 or front and not leading:
-            raise Broken(ValueError, got)
-        found = list(zip(letters, shape[front:], strict=True))
-        for letter, size in [("...", shape[:front]), *found] if leading else found:
-            fixed = (int(letter), None) if letter.isdigit() else (size, subject)
-            wanted, source = (
-                fixed if fixed[1] is None else sizes.setdefault(letter, fixed)
-            )
-            if size != wanted:
-                where = f", with {letter} = {wanted} as in {source}" if source else ""
-                raise Broken(ValueError, got + where)
+            raise Broken(ValueError, _shape_of(value))
+        if leading:
+            agree("...", tuple(shape[:front]), value, subject, sizes)
+            shape = shape[front:]
+        for letter, size in zip(letters, shape, strict=True):
+            known = sizes.get(letter)
+            if known is None or known[0] != size:
+                agree(letter, size, value, subject, sizes)
+
+    def agree(letter, size, value, subject, sizes):
+        wanted, source = fixed.get(letter) or sizes.setdefault(letter, (size, subject))
+        if size != wanted:
+            where = f", with {letter} = {wanted} as in {source}" if source else ""
+            raise Broken(ValueError, _shape_of(value) + where)
 
     return ask
+
+
+def _shape_of(value):
+    """A tensor's shape or a list's length, in words."""
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}"
+    return f"{len(value)} entries"
 
 
 def _extremes(value):
@@ -362,7 +372,7 @@ def _below(path):
         size = _look_up(path, given)
         if isinstance(value, list | tuple):
             rows = [x if isinstance(x, list | tuple) else [x] for x in value]
-            flat = [i for row in rows for i in row]
+            flat = [i for row in rows for i in row] or [0]
             low, high = min(flat), max(flat)
         else:
             low, high = _extremes(value)
