@@ -25,9 +25,10 @@ alternatives. The words, in this order:
     True in every row, one run of True in every row, a multiple of X, other than X
 
 X and M name another argument or a field of one (`model.config.vocab_size`); `len(x)`
-is a length. What is wrong raises TypeError for a type or dtype, IndexError for an id
-that is not `below` the size of its vocabulary, ValueError for the rest. The message
-names the function, the argument, the contract and what came:
+is a length; `below V` may name a size of a shape. What is wrong raises TypeError for a
+type or dtype, IndexError for an id that is not `below` the size of its vocabulary,
+ValueError for the rest. The message names the function, the argument, the contract and
+what came:
 
     select_reward: safety must be a float tensor (B,) in [0, 1], got 1.5 at [3]
 
@@ -62,7 +63,9 @@ def expects(*lines):
 
     def decorate(target):
         is_class = isinstance(target, type)
-        name = re.sub(r".*<locals>\.|\.(forward|__call__)$", "", target.__qualname__)
+        name = re.sub(
+            r".*<locals>\.|\.(forward|__call__|__init__)$", "", target.__qualname__
+        )
         checked = _checked(target.__init__ if is_class else target, name, lines)
         contract = "\n".join(f"    {line}" for line in lines)
         doc = f"{inspect.cleandoc(target.__doc__ or name)}\n\nContract:\n{contract}"
@@ -244,6 +247,7 @@ def _shape(letters):
     """Sizes of a tensor or list: equal where the same letter stands, none of them 0."""
     leading = letters[0] == "..." if letters else False
     letters = letters[leading:]
+    fixed = {letter: (int(letter), None) for letter in letters if letter.isdigit()}
 
     def ask(value, subject, given, sizes):
         is_tensor = isinstance(value, Tensor)
@@ -252,11 +256,10 @@ def _shape(letters):
         front = len(shape) - len(letters)
         if front < 0 or front and not leading or 0 in shape:
             raise Broken(ValueError, got)
-        found = list(zip(letters, shape[front:], strict=True))
+        found = zip(letters, shape[front:], strict=True)
         for letter, size in [("...", shape[:front]), *found] if leading else found:
-            fixed = (int(letter), None) if letter.isdigit() else (size, subject)
-            wanted, source = (
-                fixed if fixed[1] is None else sizes.setdefault(letter, fixed)
+            wanted, source = fixed.get(letter) or sizes.setdefault(
+                letter, (size, subject)
             )
             if size != wanted:
                 where = f", with {letter} = {wanted} as in {source}" if source else ""
@@ -351,7 +354,7 @@ def _below(path):
     """Ids from 0 up to the size of a vocabulary, in a tensor, in lists or alone."""
 
     def ask(value, subject, given, sizes):
-        size = _look_up(path, given)
+        size = sizes[path][0] if path in sizes else _look_up(path, given)
         if isinstance(value, list | tuple):
             flat = [
                 i for row in value for i in (row if isinstance(row, list) else [row])
@@ -410,6 +413,8 @@ def _true(where):
 
     def ask(value, subject, given, sizes):
         if where == "True somewhere":
+            if value.any():
+                return
             counts = value.any().view(1)
         elif where == "True in every row":
             counts = value.any(-1)
