@@ -194,15 +194,26 @@ def adversarial_pairs(rng, prompts):
     ]
 
 
+def _differences(caller, score, firsts, seconds):
+    """How much more the first dialogues score than the second ones, a tensor."""
+    scores = score(firsts), score(seconds)
+    for x in scores:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(
+                f"{caller}: score must return a tensor (N,), got a {type(x).__name__}"
+            )
+    return scores[0] - scores[1]
+
+
 @expects("score: function", "pairs: list (N,)")
 def accuracy_by_flaw(score, pairs):
     """Return the share of `adversarial_pairs` in which the dull, correct answer wins.
 
     The result maps each flaw that occurs to its share; a tie counts one half.
     """
-    dull = score([(prompt.text, text) for _, prompt, text, _ in pairs])
-    flawed = score([(prompt.text, text) for _, prompt, _, text in pairs])
-    differences = dull - flawed  # (N,)
+    dull = [(prompt.text, text) for _, prompt, text, _ in pairs]
+    flawed = [(prompt.text, text) for _, prompt, _, text in pairs]
+    differences = _differences("accuracy_by_flaw", score, dull, flawed)  # (N,)
     if differences.shape != (len(pairs),) or not differences.isfinite().all():
         raise ValueError(
             f"accuracy_by_flaw: score must return ({len(pairs)},) finite scores, got "
@@ -352,8 +363,11 @@ def audit(score, preferences, length, exact=None, adversarial=(), buckets=6):
         )
     chosen = [x.chosen for x in preferences]
     rejected = [x.rejected for x in preferences]
-    differences = score([(x.prompt.text, x.chosen) for x in preferences]) - score(
-        [(x.prompt.text, x.rejected) for x in preferences]
+    differences = _differences(
+        "audit",
+        score,
+        [(x.prompt.text, x.chosen) for x in preferences],
+        [(x.prompt.text, x.rejected) for x in preferences],
     )  # (N,)
     longer_by = torch.tensor(
         [float(length(a) - length(b)) for a, b in zip(chosen, rejected, strict=True)]

@@ -25,9 +25,10 @@ alternatives. The words, in this order:
     True in every row, one run of True in every row, a multiple of X, other than X
 
 X and M name another argument or a field of one (`model.config.vocab_size`); `len(x)`
-is a length. What is wrong raises TypeError for a type or dtype, IndexError for an id
-that is not `below` the size of its vocabulary, ValueError for the rest. The message
-names the function, the argument, the contract and what came:
+is a length; `below V` may name a size of a shape. What is wrong raises TypeError for a
+type or dtype, IndexError for an id that is not `below` the size of its vocabulary,
+ValueError for the rest. The message names the function, the argument, the contract and
+what came:
 
     select_reward: safety must be a float tensor (B,) in [0, 1], got 1.5 at [3]
 
@@ -62,7 +63,9 @@ def expects(*lines):
 
     def decorate(target):
         is_class = isinstance(target, type)
-        name = re.sub(r".*<locals>\.|\.(forward|__call__)$", "", target.__qualname__)
+        name = re.sub(
+            r".*<locals>\.|\.(forward|__call__|__init__)$", "", target.__qualname__
+        )
         checked = _checked(target.__init__ if is_class else target, name, lines)
         contract = "\n".join(f"    {line}" for line in lines)
         doc = f"{inspect.cleandoc(target.__doc__ or name)}\n\nContract:\n{contract}"
@@ -369,7 +372,7 @@ def _below(path):
     """Ids from 0 up to the size of a vocabulary, in a tensor, in lists or alone."""
 
     def ask(value, subject, given, sizes):
-        size = _look_up(path, given)
+        size = sizes[path][0] if path in sizes else _look_up(path, given)
         if isinstance(value, list | tuple):
             rows = [x if isinstance(x, list | tuple) else [x] for x in value]
             flat = [i for row in rows for i in row] or [0]
@@ -427,6 +430,8 @@ def _true(where):
 
     def ask(value, subject, given, sizes):
         if where == "True somewhere":
+            if value.any():
+                return
             counts = value.any().view(1)
         elif where == "True in every row":
             counts = value.any(-1)

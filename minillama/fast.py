@@ -13,6 +13,7 @@ from minillama.model import require_lm_head
 
 
 @expects(
+    "llama: Llama",
     "ids: int64 (B, T) below llama.config.vocab_size",
     "mask: bool (B, T) or None",
     "at: bool (B, T)",
@@ -45,7 +46,10 @@ def require_past(caller, counted, mask):
 
 
 @expects(
-    "ids: int64 (B, T)", "mask: bool (B, T)", "loss_mask: bool (B, T), True somewhere"
+    "model: Llama",
+    "ids: int64 (B, T) below model.config.vocab_size",
+    "mask: bool (B, T)",
+    "loss_mask: bool (B, T), True somewhere",
 )
 def lm_loss_of(model, ids, mask, loss_mask):
     """Return `lm_loss(model(ids, mask), ids, loss_mask)`, nats per counted token.
@@ -72,7 +76,7 @@ def length_groups(mask, size=16):
         yield rows, (~mask[rows]).int().argsort(dim=1, stable=True)[:, :width]
 
 
-@expects("mask: bool (B, T) True in every row")
+@expects("function: function", "mask: bool (B, T) True in every row")
 def by_length(function, mask, *tensors):
     """Return `function(*tensors)`, computed in groups of rows of similar length.
 
@@ -90,7 +94,11 @@ def by_length(function, mask, *tensors):
     return result
 
 
-@expects("ids: int64 (B, T)", "mask, response_mask: bool (B, T)")
+@expects(
+    "model: Llama",
+    "ids: int64 (B, T) below model.config.vocab_size",
+    "mask, response_mask: bool (B, T)",
+)
 def response_logprobs(model, ids, mask, response_mask):
     """Return `lm.response_logprobs` of the same arguments, (B, T)."""
     require_lm_head(model, "response_logprobs")
@@ -106,7 +114,9 @@ def response_logprobs(model, ids, mask, response_mask):
     return logprobs.masked_fill(~response_mask, 0.0)
 
 
-@expects("ids: int64 (B, T)", "mask, response_mask: bool (B, T)")
+@expects(
+    "value_model: ValueModel", "ids: int64 (B, T)", "mask, response_mask: bool (B, T)"
+)
 def response_values(value_model, ids, mask, response_mask):
     """Return `reward_model.response_values` of the same arguments, (B, T)."""
     values = by_length(value_model, mask, ids, mask)

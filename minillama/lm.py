@@ -16,10 +16,11 @@ from tqdm import tqdm
 from minillama.contracts import expects
 from minillama.data import endless_batches, pad_examples
 from minillama.fast import lm_loss_of, require_past
+from minillama.model import require_lm_head
 from minillama.optim import Stepper, warmup_cosine
 
 
-@expects("logits: float (B, T, V)", "ids: int64 (B, T)")
+@expects("logits: float (B, T, V)", "ids: int64 (B, T) below V")
 def token_logprobs(logits, ids):
     """Return log p(ids[:, t] | ids[:, :t]) in nats, (B, T) aligned with `ids`.
 
@@ -32,11 +33,11 @@ def token_logprobs(logits, ids):
     return F.pad(-losses, (1, 0))  # (B, T)
 
 
-@expects("ids: int64 (B, T)", "mask, response_mask: bool (B, T)")
+@expects("model: Llama", "ids: int64 (B, T)", "mask, response_mask: bool (B, T)")
 def response_logprobs(model, ids, mask, response_mask):
     """Return log p(token | past) on response tokens, 0 elsewhere: (B, T), nats.
 
-    Gradients flow into the model, a `Llama`.
+    Gradients flow into the model.
     """
     require_past("response_logprobs: response_mask", response_mask, mask)
     logprobs = token_logprobs(model(ids, mask), ids)  # (B, T)
@@ -45,7 +46,7 @@ def response_logprobs(model, ids, mask, response_mask):
 
 @expects(
     "logits: float (B, T, V)",
-    "ids: int64 (B, T)",
+    "ids: int64 (B, T) below V",
     "loss_mask: bool (B, T), True somewhere",
 )
 def lm_loss(logits, ids, loss_mask):
@@ -75,6 +76,18 @@ class LMSettings:
     warmup_steps: int = 30  # The learning rate climbs for so many steps.
 
 
+def _require_readable(caller, model, examples):
+    """Refuse, in the name of a caller, what would stop it in the middle."""
+    require_lm_head(model, caller)
+    size = model.config.vocab_size
+    for i, example in enumerate(examples):
+        if not 0 <= min(example.ids) <= max(example.ids) < size:
+            raise IndexError(
+                f"{caller}: examples must have ids below vocab_size = {size}, "
+                f"got {min(example.ids)} to {max(example.ids)} at [{i}]"
+            )
+
+
 @expects(
     "model: Llama",
     "examples: list of Example",
@@ -93,6 +106,7 @@ def train_lm(model, examples, settings, generator, desc=None):
             f"train_lm: examples must be at least settings.batch_size = "
             f"{settings.batch_size}, got {len(examples)}"
         )
+    _require_readable("train_lm", model, examples)
     device = next(model.parameters()).device
     lengths = [len(example.ids) for example in examples]
     batches = endless_batches(lengths, settings.batch_size, generator)
@@ -118,6 +132,7 @@ def train_lm(model, examples, settings, generator, desc=None):
 @torch.no_grad()
 def evaluate_lm(model, examples, batch_size=128):
     """Return the mean loss over all counted tokens, in nats, and how many they are."""
+    _require_readable("evaluate_lm", model, examples)
     device = next(model.parameters()).device
     total, count = 0.0, 0
     ordered = sorted(examples, key=lambda example: len(example.ids))

@@ -73,6 +73,10 @@ class Stepper:
     ):
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("Stepper: model must have a parameter to train, got none")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"Stepper: betas must be in [0, 1), got {betas}")
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=lr, betas=betas, weight_decay=0.0, fused=True
         )
@@ -89,6 +93,8 @@ class Stepper:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.require_finite("loss", loss, batch_ids)
+        if not loss.requires_grad:
+            raise ValueError("Stepper.step: loss must have a gradient, got a constant")
         loss.backward()
         norm = clip_grad_norm_(self.parameters, self.max_norm)
         self.require_finite("gradient norm", norm, batch_ids)

@@ -291,7 +291,7 @@ def _write(report, curve, out):
     print(f"\nwritten: {out / 'report.json'}, {out / 'learning_curves.png'}")
 
 
-@expects("settings: Settings")
+@expects("settings: Settings", "out: text or Path")
 def run(settings, out):
     """Train every stage from random weights, judge, print the table, return the report.
 

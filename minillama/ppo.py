@@ -46,6 +46,7 @@ from minillama.fast import by_length, response_logprobs, response_values
 from minillama.gae import gae
 from minillama.generate import Rollout, generate
 from minillama.kl import kl_estimate, kl_penalised_rewards
+from minillama.model import require_lm_head
 from minillama.optim import Stepper, warmup_cosine
 from minillama.reward_model import RewardModel
 from minillama.reward_selection import select_reward
@@ -157,7 +158,7 @@ class Judges:
 
     @expects(
         "ids: int64 (B, T)",
-        "mask: bool (B, T)",
+        "mask: bool (B, T) one run of True in every row",
         "-> float (B,) in [0, 1]",
         "-> float (B,) in [0, 1]",
     )
@@ -201,6 +202,15 @@ class Experience(Rollout):
         return Experience(**{name: x[index] for name, x in vars(self).items()})
 
 
+def _require_judges(caller, judges):
+    """Refuse, in the name of a caller, what is no `Judges` nor does as they do."""
+    if not callable(getattr(judges, "probabilities", None)):
+        raise TypeError(
+            f"{caller}: judges must be Judges or have their method probabilities, "
+            f"got a {type(judges).__name__}"
+        )
+
+
 @expects(
     "policy, ref_policy: Llama",
     "value_model: ValueModel",
@@ -219,6 +229,7 @@ def collect_experience(
     The reward is Llama 2's (section 3.2.3): R_c = select(R_s, R_h), then
     whiten(logit(R_c)) on the last token, and only *then* -beta * k1 on every token.
     """
+    _require_judges("collect_experience", judges)
     rollout = generate(policy, prompt_ids, settings.max_new_tokens, generator=generator)
     ids, mask, response_mask = rollout.ids, rollout.mask, rollout.response_mask
     ref_logprobs = response_logprobs(ref_policy, ids, mask, response_mask)
@@ -274,6 +285,12 @@ def ppo_step(
             f"ppo_step: experience must have at least settings.minibatches = "
             f"{settings.minibatches} answers, got {len(experience.ids)}"
         )
+    for model, stepper in ((policy, policy_stepper), (value_model, value_stepper)):
+        if getattr(stepper, "model", model) is not model:
+            raise ValueError(
+                "ppo_step: policy_stepper and value_stepper must be those of policy "
+                "and value_model, got one of another model"
+            )
     whitened = whiten(experience.advantages, experience.response_mask)
     experience = replace(experience, advantages=whitened)
     eps, fractions, losses = settings.clip_eps, [], []
@@ -388,7 +405,9 @@ def train_ppo(
     If an update breaks a model, `TrainingDiverged` ends the run and holds that model
     with its last good weights.
     """
+    require_lm_head(policy, "train_ppo")
     require_prompts(prompts, policy, settings)
+    _require_judges("train_ppo", judges)
     total = settings.iterations * settings.epochs * settings.minibatches
 
     def schedule(step):

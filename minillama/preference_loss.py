@@ -189,7 +189,7 @@ def chosen_lm_loss(reward_model, pairs):
 
 
 @expects(
-    "reward_model: Module",
+    "reward_model: RewardModel",
     "groups: lists of PairExample none empty",
     "settings: RewardSettings",
     "generator: Generator",
@@ -206,6 +206,11 @@ def train_reward_model(reward_model, groups, settings, generator, desc=None):
         raise ValueError(
             "train_reward_model: groups must be at least settings.batch_size = "
             f"{settings.batch_size}, got {len(groups)}"
+        )
+    if settings.lm_weight and reward_model.llama.lm_head is None:
+        raise ValueError(
+            "train_reward_model: reward_model must be made with keep_lm_head=True for "
+            "an lm_weight above 0, got one without lm_head"
         )
     lengths = [max(len(x) for p in g for x in (p.chosen, p.rejected)) for g in groups]
     steps = settings.epochs * (len(groups) // settings.batch_size)

@@ -90,7 +90,7 @@ class RewardModel(nn.Module):
         self.register_buffer("score_std", torch.ones((), device=device))
 
     @expects(
-        "ids: int64 (B, T)",
+        "ids: int64 (B, T) below self.llama.config.vocab_size",
         "mask: None or bool (B, T) True in every row",
         "-> float (B,)",
     )
@@ -197,7 +197,13 @@ def score_texts(reward_model, texts, batch_size=128):
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         ids, mask = pad([texts[i] for i in batch])
-        scores[batch] = reward_model(ids.to(device), mask.to(device)).float().cpu()
+        batch_scores = reward_model(ids.to(device), mask.to(device))
+        if batch_scores.shape != (len(batch),):
+            raise ValueError(
+                "score_texts: reward_model must give one score a text, got shape "
+                f"{tuple(batch_scores.shape)} for {len(batch)}"
+            )
+        scores[batch] = batch_scores.float().cpu()
     return scores
 
 

@@ -47,7 +47,9 @@ from minillama.tokenizer import (
 @expects(
     "seed: int",
     'device: "cpu" or "cuda"',
-    "vocab_size, dim, n_layers, n_heads, n_kv_heads, ffn_dim, max_seq_len: int > 0",
+    "vocab_size, n_layers, n_kv_heads, ffn_dim, max_seq_len: int > 0",
+    "dim: int > 0, a multiple of 2 n_heads",
+    "n_heads: int > 0, a multiple of n_kv_heads",
     "corpus, demonstrations, helpfulness_prompts, safety_prompts: int > 0",
     "answers_per_prompt: int >= 2",
     "held_out_pairs: int > 0",

@@ -39,6 +39,13 @@ def load_pieces(model_bytes):
     return pieces
 
 
+def _as_list(ids, caller):
+    """The ids of one text as integers; those of several are refused for a caller."""
+    if len(shape := tuple(getattr(ids, "shape", (0,)))) != 1:
+        raise ValueError(f"{caller}: ids must be those of one text, got shape {shape}")
+    return [int(i) for i in ids]
+
+
 @expects("model_bytes: bytes or bytearray")
 class Tokenizer:
     """A trained SentencePiece model, kept as bytes to be stored beside the weights.
@@ -77,7 +84,7 @@ class Tokenizer:
 
     def _known(self, ids, method):
         """The ids as a list; IndexError, in a method's name, for one without piece."""
-        ids = [int(i) for i in ids]
+        ids = _as_list(ids, f"Tokenizer.{method}")
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise IndexError(
@@ -91,9 +98,9 @@ class Tokenizer:
 def train_tokenizer(texts, vocab_size=1024):
     """Train byte-pair encoding; the same texts give the same model.
 
-    256 of the ids are single bytes and 6 are special symbols, so one piece at least
-    must fit beside these 262. Fewer pieces are learned when the texts run out of merges
-    (the limit is soft).
+    256 of the ids are single bytes and 6 are special symbols; every character of the
+    texts must fit beside these 262. Fewer pieces are learned when the texts run out of
+    merges (the limit is soft).
     """
     texts = list(texts)
     if not any(texts):
@@ -101,9 +108,7 @@ def train_tokenizer(texts, vocab_size=1024):
             f"train_tokenizer: texts must hold some text, got {len(texts)} empty ones"
         )
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
+    settings = dict(
         model_type="bpe",
         vocab_size=vocab_size,
         hard_vocab_limit=False,
@@ -121,6 +126,17 @@ def train_tokenizer(texts, vocab_size=1024):
         num_threads=1,
         minloglevel=2,
     )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, **settings
+        )
+    except RuntimeError as error:
+        if "Vocabulary size is smaller" not in str(error):
+            raise
+        raise ValueError(
+            "train_tokenizer: vocab_size must leave room for every character of texts, "
+            f"got {vocab_size}"
+        ) from error
     return Tokenizer(model.getvalue())
 
 
@@ -139,7 +155,7 @@ def encode_response(tokenizer, response):
 @expects("tokenizer: Tokenizer", "ids: list of ids or int64 or range")
 def decode_response(tokenizer, ids):
     """Return a response's text up to its EOS, without the space that opens it."""
-    ids = [int(i) for i in ids]
+    ids = _as_list(ids, "decode_response")
     if EOS_ID in ids:
         ids = ids[: ids.index(EOS_ID)]
     return tokenizer.decode(ids).removeprefix(" ")

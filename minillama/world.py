@@ -566,6 +566,10 @@ def write_answer(rng, prompt, style):
 
     Different draws give different texts, so `logprob` is that of the text itself.
     """
+    if prompt.request not in REQUESTS:
+        raise ValueError(
+            f"write_answer: prompt must ask for one of REQUESTS, got {prompt.request!r}"
+        )
     draw = Draw(rng)
     if prompt.is_safety:
         sentences = _unsafe_answer(draw, style)
@@ -608,7 +612,7 @@ class Preference:
                 "Preference: chosen and rejected must be strings, got "
                 f"{self.chosen!r} and {self.rejected!r}"
             )
-        if not 0 <= self.strength < len(STRENGTHS):
+        if self.strength not in range(len(STRENGTHS)):
             raise ValueError(
                 f"Preference: strength must be in 0..3, got {self.strength}"
             )
@@ -697,7 +701,7 @@ ANNOTATORS = {"helpfulness": HELPFULNESS_ANNOTATOR, "safety": SAFETY_ANNOTATOR}
 @expects(
     "rng: Random",
     "annotator: Annotator",
-    "prompts: list (N,)",
+    "prompts: list of Prompt (N,)",
     "answers: lists of text (N,)",
 )
 def collect_preferences(rng, annotator, prompts, answers):
@@ -706,6 +710,8 @@ def collect_preferences(rng, annotator, prompts, answers):
     The answers may come from `write_answer` or from a policy: collecting a new round is
     this one call.
     """
+    if any(len(pair) != 2 for pair in answers):
+        raise ValueError("collect_preferences: answers must be pairs, got other lists")
     return [
         annotator.compare(rng, prompt, a, b)
         for prompt, (a, b) in zip(prompts, answers, strict=True)

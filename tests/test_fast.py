@@ -233,6 +233,10 @@ def body():
     return reward_model.copy_body(small())
 
 
+def values():
+    return reward_model.ValueModel(reward_model.RewardModel(small()))
+
+
 BAD = [
     (fast.hidden_at, (small(), IDS * 50, REAL, REAL), IndexError, "ids .* got 50"),
     (fast.hidden_at, (small(), IDS, REAL, REAL[:1]), ValueError, "at must be a bool"),
@@ -257,7 +261,13 @@ BAD = [
         TypeError,
         "ids must be",
     ),
-    (fast.response_values, (None, IDS, REAL, LAST[:1]), ValueError, "response_mask"),
+    (
+        fast.response_values,
+        (values(), IDS, REAL, LAST[:1]),
+        ValueError,
+        "response_mask",
+    ),
+    (fast.response_values, (small(), IDS, REAL, LAST), TypeError, "value_model must"),
     (fast.by_length, (len, IDS, IDS), TypeError, "mask must be a bool"),
     (fast.by_length, (len, ~REAL, IDS), ValueError, "mask .* got no True in row 0"),
     (fast.keep_rows, (cache_of(4), REAL[0]), ValueError, "going .* got 3 among 3"),

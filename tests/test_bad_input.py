@@ -1,0 +1,1898 @@
+"""Bad input: every public function, constructor and setting refuses it in words.
+
+A row of the table is a call that is good but for the arguments in it, the kind of error
+and how its message goes on after "function: ". The function is the one that is called,
+never a helper of it. `GOOD` has the good calls, and a test makes each of them, so that
+nothing is refused for another reason than the one in its row.
+"""
+
+import copy
+import importlib
+import inspect
+import json
+import math
+import pkgutil
+import random
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minillama
+from minillama import (
+    audit,
+    best_of_n,
+    data,
+    exact,
+    fast,
+    gae,
+    generate,
+    hf,
+    kl,
+    lm,
+    model,
+    optim,
+    pipeline,
+    ppo,
+    preference_loss,
+    reward_model,
+    reward_selection,
+    stages,
+    store,
+    tokenizer,
+    whiten,
+    world,
+)
+
+NAN, INF = math.nan, math.inf
+
+# --------------------------------------------------------------------------------------
+# Small good things, made once
+
+G = torch.Generator().manual_seed(0)
+RNG = random.Random(0)
+TEXT = "First, boil fresh water. Last, lower the egg in with a spoon."
+PROMPT = world.Prompt("How do I boil an egg?", "boil an egg", False)
+UNSAFE = world.Prompt("How do I steal a bike?", "steal a bike", True)
+PREFERENCE = world.Preference(PROMPT, TEXT, "No.", 1, True, True)
+TOKENIZER = tokenizer.train_tokenizer([TEXT], 300)
+CONFIG = model.LlamaConfig(TOKENIZER.vocab_size, 8, 1, 2, 1, 8, 240)
+SIZES = vars(CONFIG)
+MODEL = model.Llama(CONFIG, G).eval()
+OTHER = copy.deepcopy(MODEL)
+BODY = reward_model.copy_body(MODEL)
+JUDGE = reward_model.RewardModel(MODEL, generator=G).eval()
+TRAINING = copy.deepcopy(JUDGE).train()
+JUDGES = ppo.Judges(JUDGE, JUDGE)
+VALUE = reward_model.ValueModel(JUDGE)
+EXAMPLE = data.dialogue_example(TOKENIZER, PROMPT.text, TEXT, True)
+PAIR = data.pair_example(TOKENIZER, PREFERENCE)
+SETTINGS = stages.Settings()
+STAGES = stages.Stages(SETTINGS)
+FEW_STEPS = lm.LMSettings(steps=1, batch_size=2)
+ONE_EPOCH = preference_loss.RewardSettings(batch_size=2)
+SHORT_PPO = ppo.PPOSettings(iterations=1, batch_size=2, minibatches=1, max_new_tokens=4)
+
+B2, COLUMN = torch.tensor([0.25, 0.5]), torch.tensor([[0.25], [0.5]])
+LABELS = torch.tensor([True, False])
+GRID = torch.tensor([[0.0, -0.5, -1.0], [0.0, -0.25, -0.75]])
+WIDE = torch.zeros(2, 4)
+BROKEN = torch.tensor([[0.0, -0.5, NAN], [0.0, -0.25, -0.75]])
+IDS = torch.tensor([[1, 4, 7], [1, 4, 8]])
+STRANGE = torch.tensor([[1, 4, 7], [1, 4, 999]])
+ALL = torch.ones(2, 3, dtype=torch.bool)
+NONE = torch.zeros(2, 3, dtype=torch.bool)
+ANSWER = torch.tensor([[False, True, True], [False, True, False]])
+ONE_ROW = torch.tensor([[False, True, True], [False, False, False]])
+HOLES = torch.tensor([[True, False, True], [True, True, True]])
+LOGITS = torch.zeros(2, 3, 5)
+PROMPT_IDS = [[1, 4, 7, 5], [1, 4, 8, 5]]
+ASKED = [(ids, False) for ids in PROMPT_IDS]
+ROLLOUT = generate.generate(MODEL, PROMPT_IDS, 4, generator=G)
+LEARNER, VALUE_LEARNER = copy.deepcopy(MODEL), copy.deepcopy(VALUE)
+EXPERIENCE = ppo.collect_experience(
+    LEARNER, OTHER, VALUE, JUDGES, PROMPT_IDS, LABELS, SHORT_PPO, G
+)
+RESPONSES = exact.enumerate_responses([1, 3], 6, 2)
+SMALL = exact.small_policy(G)
+LOGP = torch.log_softmax(torch.zeros(3), 0)
+CHANCES = torch.full((2, 2), 0.25)
+
+
+def stepper(of=MODEL):
+    """A `Stepper` of its own on a copy of a model."""
+    return optim.Stepper(copy.deepcopy(of), 0.1)
+
+
+def scored(dialogues):
+    """A score function: longer answers score more."""
+    return torch.tensor([float(len(answer)) for _, answer in dialogues])
+
+
+def other_size(**sizes):
+    """A model of another size."""
+    return model.Llama(model.LlamaConfig(**{**SIZES, **sizes}), G)
+
+
+# --------------------------------------------------------------------------------------
+# Calls that need something around them
+
+
+def checkpoint(folder, config=(), tensors=(), without=()):
+    """Load a checkpoint of MODEL in which settings or tensors differ or are missing."""
+    hf.save_llama(MODEL, folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text()) | dict(config)
+    path.write_text(json.dumps({k: v for k, v in written.items() if k not in without}))
+    path = folder / "model.safetensors"
+    written = load_file(path) | dict(tensors)
+    save_file({k: v for k, v in written.items() if k not in without}, path)
+    return hf.load_llama(folder)
+
+
+def environment(monkeypatch, **variables):
+    """The settings under environment variables."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return stages.default_settings()
+
+
+SPOKEN = {checkpoint: "load_llama: ", environment: ""}
+FIXTURES = {checkpoint: ("folder", "tmp_path"), environment: ("monkeypatch",) * 2}
+
+
+# --------------------------------------------------------------------------------------
+# A good call of everything
+
+GOOD = {
+    # model
+    model.LlamaConfig: SIZES,
+    model.RMSNorm: dict(dim=8),
+    model.token_positions: dict(mask=ALL),
+    model.rope_cos_sin: dict(positions=IDS, head_dim=4),
+    model.attention_bias: dict(key_mask=ALL, n_queries=3),
+    model.KVCache: dict(config=CONFIG, batch_size=2, capacity=4),
+    model.KVCache.extend: lambda: dict(self=model.KVCache(CONFIG, 2, 4), mask=ALL),
+    model.Attention: dict(config=CONFIG),
+    model.FeedForward: dict(config=CONFIG),
+    model.Block: dict(config=CONFIG),
+    model.Llama: dict(config=CONFIG, generator=G),
+    model.Llama.init_weights: lambda: dict(self=copy.deepcopy(MODEL)),
+    model.Llama.hidden: dict(self=MODEL, ids=IDS),
+    model.Llama.forward: dict(self=MODEL, ids=IDS),
+    # tokenizer
+    tokenizer.Tokenizer: dict(model_bytes=TOKENIZER.model_bytes),
+    tokenizer.Tokenizer.encode: dict(self=TOKENIZER, text=TEXT),
+    tokenizer.Tokenizer.decode: dict(self=TOKENIZER, ids=[7]),
+    tokenizer.Tokenizer.tokens: dict(self=TOKENIZER, ids=[7]),
+    tokenizer.train_tokenizer: dict(texts=[TEXT], vocab_size=300),
+    tokenizer.encode_prompt: dict(tokenizer=TOKENIZER, prompt=TEXT),
+    tokenizer.encode_response: dict(tokenizer=TOKENIZER, response=TEXT),
+    tokenizer.decode_response: dict(tokenizer=TOKENIZER, ids=[7, 2]),
+    # data
+    data.Example: dict(ids=[1, 4], loss_start=1),
+    data.dialogue_example: dict(
+        tokenizer=TOKENIZER, prompt=TEXT, response=TEXT, response_only=True
+    ),
+    data.pad: dict(sequences=PROMPT_IDS),
+    data.pad_examples: dict(examples=[EXAMPLE]),
+    data.length_batches: dict(lengths=[3, 4], batch_size=2, generator=G),
+    data.endless_batches: dict(lengths=[3, 4], batch_size=2, generator=G),
+    data.pair_example: dict(tokenizer=TOKENIZER, preference=PREFERENCE),
+    # optim
+    optim.warmup_cosine: dict(step=0, total_steps=4, warmup_steps=2),
+    optim.Stepper: lambda: dict(model=copy.deepcopy(MODEL), lr=0.1),
+    optim.Stepper.step: lambda: dict(
+        self=(taken := stepper()), loss=taken.model(IDS).mean(), batch_ids=[0, 1]
+    ),
+    # lm and fast
+    lm.token_logprobs: dict(logits=LOGITS, ids=IDS.clamp(max=4)),
+    lm.response_logprobs: dict(model=MODEL, ids=IDS, mask=ALL, response_mask=ANSWER),
+    lm.lm_loss: dict(logits=LOGITS, ids=IDS.clamp(max=4), loss_mask=ANSWER),
+    lm.LMSettings: dict(),
+    lm.train_lm: lambda: dict(
+        model=copy.deepcopy(MODEL),
+        examples=[EXAMPLE] * 2,
+        settings=FEW_STEPS,
+        generator=G,
+    ),
+    lm.evaluate_lm: dict(model=MODEL, examples=[EXAMPLE]),
+    fast.hidden_at: dict(llama=MODEL, ids=IDS, mask=ALL, at=ANSWER),
+    fast.lm_loss_of: dict(model=MODEL, ids=IDS, mask=ALL, loss_mask=ANSWER),
+    fast.length_groups: dict(mask=ALL),
+    fast.by_length: dict(function=lambda: B2, mask=ALL),
+    fast.response_logprobs: dict(model=MODEL, ids=IDS, mask=ALL, response_mask=ANSWER),
+    fast.response_values: dict(
+        value_model=VALUE, ids=IDS, mask=ALL, response_mask=ANSWER
+    ),
+    fast.keep_rows: lambda: dict(cache=model.KVCache(CONFIG, 2, 4), going=LABELS),
+    # generate
+    generate.Rollout: vars(ROLLOUT),
+    generate.top_p_filter: dict(probs=CHANCES, top_p=0.5),
+    generate.sample: dict(probs=CHANCES, uniforms=B2),
+    generate.pick: dict(logits=WIDE, uniforms=B2, temperature=1.0, top_p=1.0),
+    generate.generate: dict(model=MODEL, prompts=PROMPT_IDS, max_new_tokens=2),
+    # kl, gae, whiten, reward_selection, best_of_n
+    kl.exact_kl: dict(logits=LOGITS, ref_logits=LOGITS),
+    kl.kl_estimate: dict(logprobs=GRID, ref_logprobs=GRID),
+    kl.kl_penalised_rewards: dict(
+        scores=B2, logprobs=GRID, ref_logprobs=GRID, response_mask=ANSWER, beta=0.1
+    ),
+    gae.gae: dict(rewards=GRID, values=GRID, response_mask=ANSWER),
+    whiten.masked_mean: dict(values=GRID, mask=ANSWER),
+    whiten.logit: dict(p=B2),
+    whiten.whiten: dict(values=GRID),
+    reward_selection.select_reward: dict(
+        safety=B2, helpfulness=B2, is_safety_prompt=LABELS
+    ),
+    best_of_n.best_of_n_bound: dict(n=2),
+    best_of_n.best_of_n_policy: dict(logp=LOGP, scores=torch.arange(3.0), n=2),
+    best_of_n.best_of_n_mean: dict(scores=GRID, gold=GRID, n=2),
+    # preference_loss
+    preference_loss.bradley_terry_loss: dict(chosen_scores=B2, rejected_scores=B2),
+    preference_loss.safety_label_loss: dict(scores=B2, labels=LABELS),
+    preference_loss.centring_loss: dict(chosen_scores=B2, rejected_scores=B2),
+    preference_loss.RewardSettings: dict(),
+    preference_loss.pair_scores: dict(reward_model=JUDGE, pairs=[PAIR]),
+    preference_loss.pair_loss: dict(chosen=B2, rejected=B2, pairs=[PAIR] * 2),
+    preference_loss.chosen_lm_loss: dict(
+        reward_model=reward_model.RewardModel(MODEL, keep_lm_head=True), pairs=[PAIR]
+    ),
+    preference_loss.train_reward_model: lambda: dict(
+        reward_model=copy.deepcopy(JUDGE),
+        groups=[[PAIR]] * 2,
+        settings=ONE_EPOCH,
+        generator=G,
+    ),
+    # reward_model
+    reward_model.copy_body: dict(llama=MODEL),
+    reward_model.last_token: dict(mask=ALL),
+    reward_model.pool_mean: dict(hidden=LOGITS, mask=ALL),
+    reward_model.RewardModel: dict(llama=MODEL),
+    reward_model.RewardModel.raw_scores: dict(self=JUDGE, ids=IDS),
+    reward_model.RewardModel.forward: dict(self=JUDGE, ids=IDS),
+    reward_model.RewardModel.set_normalisation: lambda: dict(
+        self=copy.deepcopy(JUDGE), mean=0.5
+    ),
+    reward_model.ValueModel: dict(reward_model=JUDGE),
+    reward_model.ValueModel.forward: dict(self=VALUE, ids=IDS),
+    reward_model.response_values: dict(
+        value_model=VALUE, ids=IDS, mask=ALL, response_mask=ANSWER
+    ),
+    reward_model.score_texts: dict(reward_model=JUDGE, texts=PROMPT_IDS),
+    reward_model.score_normalisation: dict(scores=B2),
+    # ppo
+    ppo.policy_loss: dict(
+        logprobs=GRID, old_logprobs=GRID, advantages=GRID, response_mask=ANSWER
+    ),
+    ppo.value_loss: dict(
+        values=GRID, old_values=GRID, returns=GRID, response_mask=ANSWER
+    ),
+    ppo.clip_fraction: dict(logprobs=GRID, old_logprobs=GRID, response_mask=ANSWER),
+    ppo.PPOSettings: dict(),
+    ppo.Judges: dict(safety=JUDGE, helpfulness=JUDGE),
+    ppo.Judges.probabilities: dict(self=JUDGES, ids=IDS, mask=ALL),
+    ppo.Experience: vars(EXPERIENCE),
+    ppo.Experience.rows: dict(self=EXPERIENCE, index=torch.tensor([1])),
+    ppo.collect_experience: dict(
+        policy=LEARNER,
+        ref_policy=OTHER,
+        value_model=VALUE,
+        judges=JUDGES,
+        prompt_ids=PROMPT_IDS,
+        is_safety=LABELS,
+        settings=SHORT_PPO,
+        generator=G,
+    ),
+    ppo.ppo_step: lambda: dict(
+        policy=(policy := stepper()).model,
+        value_model=(value := stepper(VALUE)).model,
+        policy_stepper=policy,
+        value_stepper=value,
+        experience=EXPERIENCE,
+        settings=SHORT_PPO,
+        generator=G,
+    ),
+    ppo.summary: dict(experience=EXPERIENCE),
+    ppo.train_ppo: lambda: dict(
+        policy=copy.deepcopy(MODEL),
+        ref_policy=OTHER,
+        value_model=copy.deepcopy(VALUE),
+        judges=JUDGES,
+        prompts=ASKED,
+        settings=SHORT_PPO,
+        generator=G,
+    ),
+    # exact
+    exact.outcome_chances: dict(difference=B2, thresholds=[0.5]),
+    exact.margin_slope: dict(difference=B2, wins=CHANCES, losses=CHANCES, margins=B2),
+    exact.margin_minimiser: dict(wins=CHANCES, losses=CHANCES, margins=B2),
+    exact.Responses: vars(RESPONSES),
+    exact.enumerate_responses: dict(prompt_ids=[1, 3], vocab_size=6, max_new_tokens=2),
+    exact.small_policy: dict(generator=G),
+    exact.rises: dict(ids=RESPONSES.ids, mask=RESPONSES.mask),
+    exact.sequence_token_logprobs: dict(policy=SMALL, responses=RESPONSES),
+    exact.sequence_logprobs: dict(policy=SMALL, responses=RESPONSES),
+    exact.response_kl: dict(logp=LOGP, ref_logp=LOGP),
+    exact.objective: dict(logp=LOGP, ref_logp=LOGP, scores=LOGP, beta=0.1),
+    exact.optimal_policy: dict(ref_logp=LOGP, scores=LOGP, beta=0.1),
+    exact.exact_gradient: lambda: dict(scalar=SMALL(IDS % 6).mean(), policy=SMALL),
+    exact.exact_values: dict(
+        logp=torch.full((len(RESPONSES.ids),), -math.log(len(RESPONSES.ids))),
+        rewards=torch.zeros(RESPONSES.ids.shape),
+        responses=RESPONSES,
+    ),
+    # audit
+    audit.score_function: dict(reward_model=JUDGE, tokenizer=TOKENIZER),
+    audit.correlation: dict(x=B2, y=B2),
+    audit.agreement: dict(differences=B2, exact=B2),
+    audit.length_only_accuracy: dict(longer_by=B2, exact=B2),
+    audit.brier_score: dict(predicted=B2, exact=B2),
+    audit.brier_floor: dict(exact=B2),
+    audit.length_buckets: dict(
+        longer_by=B2, differences=B2, exact=B2, edges=[0.0, 1.0]
+    ),
+    audit.spoiled_steps: dict(
+        draw=world.Draw(RNG), prompt=PROMPT, flaw="a rude remark"
+    ),
+    audit.flawed_answer: dict(rng=RNG, prompt=PROMPT, flaw="a rude remark"),
+    audit.adversarial_pairs: dict(rng=RNG, prompts=[PROMPT]),
+    audit.accuracy_by_flaw: dict(
+        score=scored, pairs=audit.adversarial_pairs(RNG, [PROMPT])
+    ),
+    audit.preferred_words: dict(chosen=["a b"], rejected=["a"], differences=B2[:1]),
+    audit.length_balanced: dict(groups=[[PREFERENCE]], length=len, rng=RNG),
+    audit.audit: dict(
+        score=scored,
+        preferences=[
+            PREFERENCE,
+            world.Preference(PROMPT, "No.", "Yes, do.", 0, True, True),
+        ],
+        length=len,
+    ),
+    # world
+    world.Prompt: vars(PROMPT),
+    world.normalise: dict(text=TEXT),
+    world.find_prompt: dict(text=TEXT),
+    world.parse: dict(text=TEXT),
+    world.helpfulness: dict(prompt=PROMPT, text=TEXT),
+    world.safety: dict(prompt=PROMPT, text=TEXT),
+    world.refuses: dict(text=TEXT),
+    world.gives_risky_advice: dict(text=TEXT),
+    world.Style: dict(),
+    world.write_answer: dict(rng=RNG, prompt=PROMPT, style=world.SFT_STYLE),
+    world.Preference: vars(PREFERENCE),
+    world.Annotator: dict(),
+    world.Annotator.utility: dict(
+        self=world.HELPFULNESS_ANNOTATOR, prompt=PROMPT, text=TEXT
+    ),
+    world.collect_preferences: dict(
+        rng=RNG,
+        annotator=world.HELPFULNESS_ANNOTATOR,
+        prompts=[PROMPT],
+        answers=[(TEXT, "No.")],
+    ),
+    world.bayes_ceiling: dict(
+        annotator=world.HELPFULNESS_ANNOTATOR, preferences=[PREFERENCE]
+    ),
+    world.expected_accuracy: dict(
+        annotator=world.HELPFULNESS_ANNOTATOR,
+        preferences=[PREFERENCE],
+        prefers_chosen=[0.5],
+    ),
+    # hf
+    hf.load_llama: None,
+    hf.save_llama: None,
+    checkpoint: dict(),
+    # stages
+    stages.Settings: dict(),
+    stages.choose_device: dict(name="cpu"),
+    environment: dict(),
+    stages.world_rng: dict(settings=SETTINGS, purpose="a"),
+    stages.torch_rng: dict(settings=SETTINGS, purpose="a"),
+    stages.draw_dialogues: dict(
+        rng=RNG, count=1, style=world.SFT_STYLE, prompts=[PROMPT]
+    ),
+    stages.draw_corpus: dict(settings=SETTINGS, count=1),
+    stages.draw_preferences: dict(
+        settings=SETTINGS,
+        kind="safety",
+        purpose="a",
+        count=1,
+        answers_per_prompt=2,
+        held_out=False,
+    ),
+    stages.build_tokenizer: None,
+    stages.model_config: dict(settings=SETTINGS, tokenizer=TOKENIZER),
+    stages.build_base: None,
+    stages.build_sft: None,
+    stages.build_helpfulness: None,
+    stages.build_safety: None,
+    stages.fit_reward_model: None,
+    stages.build_policy: None,
+    stages.build_ppo: None,
+    stages.response_texts: dict(tokenizer=TOKENIZER, rollout=ROLLOUT),
+    stages.mean: dict(values=[1.0]),
+    stages.gold_summary: dict(prompts=[PROMPT], texts=[TEXT]),
+    stages.Stages: dict(settings=SETTINGS),
+    stages.Stages.lesson_reward_model: None,
+    stages.Stages.lesson_policy: None,
+    stages.Stages.stage: None,
+    # pipeline
+    pipeline.sample_answers: dict(
+        policy=MODEL,
+        tokenizer=TOKENIZER,
+        prompts=[PROMPT],
+        settings=stages.Settings(ppo=SHORT_PPO),
+        purpose="a",
+    ),
+    pipeline.wins: dict(prompts=[PROMPT], texts=[TEXT], baseline_texts=[TEXT]),
+    pipeline.kl_per_answer: dict(policy=MODEL, ref_policy=OTHER, rollouts=[ROLLOUT]),
+    pipeline.reward_model_accuracy: dict(
+        settings=stages.Settings(held_out_pairs=2),
+        tokenizer=TOKENIZER,
+        model=JUDGE,
+        kind="safety",
+    ),
+    pipeline.evaluate: None,
+    pipeline.table: None,
+    pipeline.gold_scores: dict(prompt=PROMPT, text=TEXT),
+    pipeline.side_by_side: dict(prompts=[PROMPT], before=[TEXT], after=[TEXT], count=1),
+    pipeline.draw_curves: None,
+    pipeline.run: None,
+    pipeline.ask: None,
+    # store
+    store.digest: dict(tensors={"a": B2}),
+    store.key: dict(name="a", settings={}, sources=[]),
+    store.stage: None,
+}
+
+# --------------------------------------------------------------------------------------
+# What is wrong with it
+
+BAD = {
+    model.LlamaConfig: [
+        (dict(dim=15), ValueError, "dim must be an int >= 1, a multiple of 2 n_heads,"),
+        (dict(dim=8.0), TypeError, "dim must be an int >= 1, a multiple of 2 n_heads,"),
+        (dict(dim="8"), TypeError, "dim must be an int >= 1, a multiple of 2 n_heads,"),
+        (dict(n_layers=0), ValueError, "n_layers must be an int >= 1, got 0"),
+        (dict(n_heads=True), TypeError, "n_heads must be an int >= 1, a multiple of"),
+        (dict(n_kv_heads=3), ValueError, "n_heads must be an int >= 1, a multiple of"),
+        (dict(vocab_size=-1), ValueError, "vocab_size must be an int >= 1, got -1"),
+        (dict(rope_theta=0.0), ValueError, "rope_theta must be a finite number > 0,"),
+        (dict(norm_eps=NAN), ValueError, "norm_eps must be a finite number > 0, got"),
+        (dict(tie_embeddings="no"), TypeError, "tie_embeddings must be True or False,"),
+    ],
+    model.RMSNorm: [
+        (dict(dim=2.5), TypeError, "dim must be an int >= 1, got 2.5"),
+        (dict(eps=0.0), ValueError, "eps must be a finite number > 0, got 0.0"),
+    ],
+    model.token_positions: [
+        (dict(mask=IDS), TypeError, "mask must be a bool tensor (B, T), got a tensor"),
+        (dict(mask=ALL[0]), ValueError, "mask must be a bool tensor (B, T), got shape"),
+    ],
+    model.rope_cos_sin: [
+        (dict(positions=GRID), TypeError, "positions must be an int64 tensor (...,"),
+        (dict(head_dim=0), ValueError, "head_dim must be an int >= 2, got 0"),
+        (dict(theta=-1.0), ValueError, "theta must be a finite number > 0, got -1.0"),
+    ],
+    model.attention_bias: [
+        (dict(n_queries=4), ValueError, "n_queries must be at most 3 keys, got 4"),
+        (dict(key_mask=ALL.float()), TypeError, "key_mask must be a bool tensor (B,"),
+    ],
+    model.KVCache: [
+        (dict(config=SIZES), TypeError, "config must be a LlamaConfig, got a dict"),
+        (dict(capacity=0), ValueError, "capacity must be an int >= 1, got 0"),
+    ],
+    model.KVCache.extend: [
+        (
+            dict(mask=torch.ones(2, 5, dtype=torch.bool)),
+            ValueError,
+            "mask must have 2 rows and at most 4 columns, got 2 and 5",
+        ),
+        (dict(mask=ALL.float()), TypeError, "mask must be a bool tensor (B, T), got a"),
+    ],
+    model.Attention: [
+        (dict(config=None), TypeError, "config must be a LlamaConfig, got None"),
+        (dict(layer=-1), ValueError, "layer must be an int >= 0, got -1"),
+    ],
+    model.FeedForward: [
+        (dict(config=8), TypeError, "config must be a LlamaConfig, got 8"),
+    ],
+    model.Block: [
+        (dict(config=MODEL), TypeError, "config must be a LlamaConfig, got a Llama"),
+    ],
+    model.Llama: [
+        (dict(config=SIZES), TypeError, "config must be a LlamaConfig, got a dict"),
+        (dict(generator=0), TypeError, "generator must be a Generator or None, got 0"),
+    ],
+    model.Llama.init_weights: [
+        (dict(generator=42), TypeError, "generator must be a Generator or None, got"),
+    ],
+    model.Llama.hidden: [
+        (dict(ids=IDS.float()), TypeError, "ids must be an int64 tensor (B, T) below"),
+        (dict(ids=IDS.tolist()), TypeError, "ids must be an int64 tensor (B, T) below"),
+        (dict(ids=IDS[0]), ValueError, "ids must be an int64 tensor (B, T) below"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
+        (dict(mask=ALL[:, :2]), ValueError, "mask must be a bool tensor (B, T) or"),
+    ],
+    model.Llama.forward: [
+        (dict(ids=-IDS), IndexError, "ids must be an int64 tensor (B, T) below"),
+        (dict(ids=IDS.int()), TypeError, "ids must be an int64 tensor (B, T) below"),
+        (dict(ids=IDS[:, :0]), ValueError, "ids must be an int64 tensor (B, T) below"),
+        (
+            dict(ids=torch.zeros(1, 241, dtype=torch.int64)),
+            ValueError,
+            "ids must fit in max_seq_len = 240 with what the cache holds, got 241",
+        ),
+        (dict(mask=ALL.long()), TypeError, "mask must be a bool tensor (B, T) or"),
+        (dict(mask=ONE_ROW), ValueError, "mask must be True somewhere in every row"),
+        (dict(self=BODY), ValueError, "the model must have an lm_head, got a body"),
+        (
+            dict(cache=model.KVCache(other_size(n_layers=2).config, 2, 8)),
+            ValueError,
+            "cache must be of this model's config and of torch.float32, got",
+        ),
+        (
+            dict(cache=model.KVCache(CONFIG, 3, 8)),
+            ValueError,
+            "cache must have 2 rows and room for 3 tokens, got 3 rows and 8",
+        ),
+        (dict(cache=[]), TypeError, "cache must be a KVCache or None, got a list"),
+    ],
+    tokenizer.Tokenizer: [
+        (
+            dict(model_bytes="tokenizer.model"),
+            TypeError,
+            "model_bytes must be a bytes or a bytearray, got 'tokenizer.model'",
+        ),
+        (dict(model_bytes=b"junk"), ValueError, "model_bytes must be a SentencePiece"),
+        (dict(model_bytes=b""), ValueError, "model_bytes must be a SentencePiece"),
+    ],
+    tokenizer.Tokenizer.encode: [
+        (dict(text=7), TypeError, "text must be a string, got 7"),
+        (dict(text="a\ud800"), ValueError, "text must be Unicode without lone"),
+    ],
+    tokenizer.Tokenizer.decode: [
+        (dict(ids=[1.5]), TypeError, "ids must be a list of ids or an int64 tensor or"),
+        (dict(ids=[9999]), IndexError, "ids must be below vocab_size = 300, got 9999"),
+        (dict(ids="egg"), TypeError, "ids must be a list of ids or an int64 tensor or"),
+    ],
+    tokenizer.Tokenizer.tokens: [
+        (dict(ids=[-1]), IndexError, "ids must be below vocab_size = 300, got -1"),
+        (dict(ids=GRID[0]), TypeError, "ids must be a list of ids or an int64 tensor"),
+    ],
+    tokenizer.train_tokenizer: [
+        (dict(texts=TEXT), TypeError, "texts must be a list of text or a generator,"),
+        (dict(texts=[]), ValueError, "texts must hold some text, got 0 empty ones"),
+        (dict(texts=[TEXT, None]), TypeError, "texts must be a list of text or a"),
+        (dict(vocab_size=100), ValueError, "vocab_size must be an int >= 263, got 100"),
+        (dict(vocab_size=263), ValueError, "vocab_size must leave room for every"),
+        (dict(vocab_size=300.0), TypeError, "vocab_size must be an int >= 263, got"),
+    ],
+    tokenizer.encode_prompt: [
+        (dict(prompt=None), TypeError, "prompt must be a string, got None"),
+        (dict(prompt=[TEXT]), TypeError, "prompt must be a string, got a list"),
+        (dict(prompt="a\ud800"), ValueError, "Tokenizer.encode: text must be Unicode"),
+    ],
+    tokenizer.encode_response: [
+        (dict(response=b"egg"), TypeError, "response must be a string, got a bytes"),
+    ],
+    tokenizer.decode_response: [
+        (dict(ids=TEXT), TypeError, "ids must be a list of ids or an int64 tensor or"),
+        (dict(ids=[7, 9999]), IndexError, "Tokenizer.decode: ids must be below"),
+        (dict(ids=IDS), ValueError, "ids must be those of one text, got shape (2, 3)"),
+    ],
+    data.Example: [
+        (dict(ids=[]), ValueError, "ids must be a list (T,), got 0 entries"),
+        (dict(loss_start=0), ValueError, "loss_start must be an int >= 1, got 0"),
+        (dict(ids=IDS[0]), TypeError, "ids must be a list (T,), got a tensor of int64"),
+    ],
+    data.dialogue_example: [
+        (dict(response_only=1), TypeError, "response_only must be True or False, got"),
+        (dict(response=None), TypeError, "response must be a string, got None"),
+    ],
+    data.pad: [
+        (dict(sequences=[]), ValueError, "sequences must be lists of ids , none"),
+        (dict(sequences=[[1], []]), ValueError, "sequences must be lists of ids ,"),
+        (dict(sequences=IDS), TypeError, "sequences must be lists of ids , none"),
+        (dict(sequences=[[1.0]]), TypeError, "sequences must be lists of ids , none"),
+        (dict(sequences=["ab"]), TypeError, "sequences must be lists of ids , none"),
+        (dict(sequences=[[1, -2]]), IndexError, "sequences must be lists of ids ,"),
+        (dict(side="middle"), ValueError, 'side must be "right" or "left", got'),
+        (dict(pad_id=-1), ValueError, "pad_id must be an int >= 0, got -1"),
+    ],
+    data.pad_examples: [
+        (dict(examples=[]), ValueError, "examples must be a list of Example (N,), got"),
+        (dict(examples=PROMPT_IDS), TypeError, "examples must be a list of Example"),
+    ],
+    data.length_batches: [
+        (dict(batch_size=3), ValueError, "batch_size must be an int >= 1, at most"),
+        (dict(batch_size=0), ValueError, "batch_size must be an int >= 1, at most"),
+        (dict(lengths=PROMPT_IDS), TypeError, "lengths must be a list of int, got a"),
+    ],
+    data.endless_batches: [
+        (dict(batch_size=-1), ValueError, "batch_size must be an int >= 1, at most"),
+    ],
+    data.pair_example: [
+        (dict(margins=(0.0, 1.0)), ValueError, "margins must be a list (4,), got 2"),
+        (dict(preference=(TEXT, "No.")), TypeError, "preference must be a Preference,"),
+    ],
+    optim.warmup_cosine: [
+        (dict(step=-50), ValueError, "step must be an int >= 0, got -50"),
+        (dict(total_steps=0), ValueError, "total_steps must be an int >= 1, got 0"),
+        (dict(step=0.5), TypeError, "step must be an int >= 0, got 0.5"),
+    ],
+    optim.Stepper: [
+        (dict(lr=-0.1), ValueError, "lr must be a number >= 0, got -0.1"),
+        (dict(lr="1e-3"), TypeError, "lr must be a number >= 0, got '1e-3'"),
+        (dict(lr=NAN), ValueError, "lr must be a number >= 0, got nan"),
+        (dict(schedule=1.0), TypeError, "schedule must be a function, got 1.0"),
+        (dict(betas=0.9), TypeError, "betas must be a list (2,), got 0.9"),
+        (dict(betas=(0.9, 1.5)), ValueError, "betas must be in [0, 1), got (0.9, 1.5)"),
+        (dict(max_norm=0), ValueError, "max_norm must be a number > 0, got 0"),
+        (
+            dict(model=MODEL.parameters()),
+            TypeError,
+            "model must be a Module, got a generator",
+        ),
+    ],
+    optim.Stepper.step: [
+        (dict(loss=torch.zeros(2)), ValueError, "loss must be a float tensor (), got"),
+        (dict(loss=0.5), TypeError, "loss must be a float tensor (), got 0.5"),
+        (dict(loss=torch.tensor(0.5)), ValueError, "loss must have a gradient, got a"),
+        (dict(batch_ids=0), TypeError, "batch_ids must be a list, got 0"),
+    ],
+    lm.token_logprobs: [
+        (dict(ids=IDS[:, :2]), ValueError, "ids must be an int64 tensor (B, T) below"),
+        (dict(logits=GRID), ValueError, "logits must be a float tensor (B, T, V), got"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below V,"),
+    ],
+    lm.response_logprobs: [
+        (dict(model=TOKENIZER), TypeError, "model must be a Llama, got a Tokenizer"),
+        (dict(model=BODY), ValueError, "Llama: the model must have an lm_head, got a"),
+        (
+            dict(response_mask=ANSWER.float()),
+            TypeError,
+            "response_mask must be a bool tensor (B, T), got a tensor of float32",
+        ),
+        (dict(response_mask=ALL), ValueError, "response_mask must be True only at"),
+        (dict(ids=STRANGE), IndexError, "Llama: ids must be an int64 tensor (B, T)"),
+    ],
+    lm.lm_loss: [
+        (dict(loss_mask=ALL), ValueError, "loss_mask must be False in column 0, which"),
+        (dict(loss_mask=NONE), ValueError, "loss_mask must be a bool tensor (B, T),"),
+        (dict(loss_mask=ANSWER.long()), TypeError, "loss_mask must be a bool tensor"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below V,"),
+    ],
+    lm.LMSettings: [
+        (dict(steps=0), ValueError, "steps must be an int >= 1, got 0"),
+        (dict(lr=-1e-3), ValueError, "lr must be a number >= 0, got -0.001"),
+        (dict(lr=NAN), ValueError, "lr must be a number >= 0, got nan"),
+        (dict(batch_size=2.5), TypeError, "batch_size must be an int >= 1, got 2.5"),
+        (dict(warmup_steps=-1), ValueError, "warmup_steps must be an int >= 0, got -1"),
+    ],
+    lm.train_lm: [
+        (
+            dict(examples=[EXAMPLE]),
+            ValueError,
+            "examples must be at least settings.batch_size = 2, got 1",
+        ),
+        (dict(examples=[PAIR, PAIR]), TypeError, "examples must be a list of Example,"),
+        (dict(settings=dict(steps=1)), TypeError, "settings must be a LMSettings, got"),
+        (dict(generator=0), TypeError, "generator must be a Generator, got 0"),
+        (dict(model=JUDGE), TypeError, "model must be a Llama, got a RewardModel"),
+        (
+            dict(model=copy.deepcopy(BODY)),
+            ValueError,
+            "the model must have an lm_head, got a body without one, as copy_body",
+        ),
+        (
+            dict(examples=[data.Example([1, 999], 1)] * 2),
+            IndexError,
+            "examples must have ids below vocab_size = 300, got 1 to 999 at [0]",
+        ),
+        (
+            dict(examples=[data.Example([1] * 241, 1)] * 2),
+            ValueError,
+            "Llama: ids must fit in max_seq_len = 240 with what the cache holds,",
+        ),
+    ],
+    lm.evaluate_lm: [
+        (dict(examples=[]), ValueError, "examples must be a list of Example (N,), got"),
+        (dict(batch_size=0), ValueError, "batch_size must be an int >= 1, got 0"),
+        (dict(model=BODY), ValueError, "the model must have an lm_head, got a body"),
+    ],
+    fast.hidden_at: [
+        (dict(at=IDS), TypeError, "at must be a bool tensor (B, T), got a tensor of"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
+        (dict(llama=JUDGE), TypeError, "llama must be a Llama, got a RewardModel"),
+    ],
+    fast.lm_loss_of: [
+        (dict(loss_mask=NONE), ValueError, "loss_mask must be a bool tensor (B, T),"),
+        (dict(loss_mask=ALL), ValueError, "loss_mask must be True only at real tokens"),
+        (dict(model=BODY), ValueError, "the model must have an lm_head, got a body"),
+        (dict(model=JUDGE), TypeError, "model must be a Llama, got a RewardModel"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
+    ],
+    fast.length_groups: [
+        (dict(mask=ALL.float()), TypeError, "mask must be a bool tensor (B, T), got a"),
+        (dict(size=0), ValueError, "size must be an int >= 1, got 0"),
+    ],
+    fast.by_length: [
+        (dict(mask=ONE_ROW), ValueError, "mask must be a bool tensor (B, T) True in"),
+        (dict(function=None), TypeError, "function must be a function, got None"),
+    ],
+    fast.response_logprobs: [
+        (dict(model=BODY), ValueError, "the model must have an lm_head, got a body"),
+        (dict(model=JUDGE), TypeError, "model must be a Llama, got a RewardModel"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
+        (dict(response_mask=ALL), ValueError, "response_mask must be True only at"),
+        (dict(mask=None), TypeError, "mask must be a bool tensor (B, T), got None"),
+    ],
+    fast.response_values: [
+        (dict(value_model=MODEL), TypeError, "value_model must be a ValueModel, got a"),
+        (dict(mask=ALL.float()), TypeError, "mask must be a bool tensor (B, T), got a"),
+        (dict(ids=STRANGE), IndexError, "ValueModel: ids must be an int64 tensor (B,"),
+    ],
+    fast.keep_rows: [
+        (dict(going=NONE[:, 0]), ValueError, "going must have a True among as many"),
+        (dict(going=ALL[0]), ValueError, "going must have a True among as many"),
+    ],
+    generate.Rollout: [
+        (dict(mask=IDS), TypeError, "mask must be a bool tensor (B, T), got a tensor"),
+        (dict(logprobs=GRID), ValueError, "logprobs must be a float tensor (B, T),"),
+    ],
+    generate.top_p_filter: [
+        (dict(top_p=0.0), ValueError, "top_p must be a number in (0, 1], got 0.0"),
+        (dict(top_p=7), ValueError, "top_p must be a number in (0, 1], got 7"),
+        (dict(probs=-CHANCES), ValueError, "probs must be a float tensor (B, V) in"),
+    ],
+    generate.sample: [
+        (dict(probs=CHANCES * NAN), ValueError, "probs must be a float tensor (B, V)"),
+        (dict(probs=-CHANCES), ValueError, "probs must be a float tensor (B, V) in"),
+        (dict(probs=CHANCES * 0), ValueError, "probs must be > 0 somewhere, got a row"),
+        (dict(uniforms=COLUMN), ValueError, "uniforms must be a float tensor (B,) in"),
+        (dict(uniforms=B2 * 4), ValueError, "uniforms must be a float tensor (B,) in"),
+    ],
+    generate.pick: [
+        (dict(temperature=-1.0), ValueError, "temperature must be a finite number >="),
+        (dict(logits=WIDE.tolist()), TypeError, "logits must be a float tensor (B,"),
+    ],
+    generate.generate: [
+        (
+            dict(prompts=torch.tensor(PROMPT_IDS)),
+            TypeError,
+            "prompts must be lists of ids , none empty, below",
+        ),
+        (dict(prompts=[TEXT]), TypeError, "prompts must be lists of ids , none empty,"),
+        (dict(prompts=PROMPT_IDS[0]), TypeError, "prompts must be lists of ids , none"),
+        (dict(prompts=[[1.0, 4.0]]), TypeError, "prompts must be lists of ids , none"),
+        (dict(prompts=[]), ValueError, "prompts must be lists of ids , none empty,"),
+        (dict(prompts=[[1], []]), ValueError, "prompts must be lists of ids , none"),
+        (dict(prompts=[[1, 999]]), IndexError, "prompts must be lists of ids , none"),
+        (dict(prompts=[[1, -1]]), IndexError, "prompts must be lists of ids , none"),
+        (dict(prompts=[[1] * 239]), ValueError, "prompts and max_new_tokens must fit"),
+        (dict(max_new_tokens=0), ValueError, "max_new_tokens must be an int >= 1, got"),
+        (dict(max_new_tokens=True), TypeError, "max_new_tokens must be an int >= 1,"),
+        (dict(max_new_tokens=2.0), TypeError, "max_new_tokens must be an int >= 1,"),
+        (dict(temperature=-0.5), ValueError, "temperature must be a finite number >="),
+        (dict(temperature=NAN), ValueError, "temperature must be a finite number >="),
+        (dict(temperature="hot"), TypeError, "temperature must be a finite number >="),
+        (dict(temperature=1e-45), ValueError, "temperature must be 0 or at least"),
+        (dict(top_p=0.0), ValueError, "top_p must be a number in (0, 1], got 0.0"),
+        (dict(top_p=1.5), ValueError, "top_p must be a number in (0, 1], got 1.5"),
+        (dict(generator=0), TypeError, "generator must be a Generator or None, got 0"),
+        (
+            dict(eos_id=2.5),
+            TypeError,
+            "eos_id must be an int below model.config.vocab_size or None, got 2.5",
+        ),
+        (
+            dict(eos_id=999),
+            IndexError,
+            "eos_id must be an int below model.config.vocab_size or None, got 999,",
+        ),
+        (
+            dict(pad_id=-1),
+            IndexError,
+            "pad_id must be an int below model.config.vocab_size, got -1, where",
+        ),
+        (dict(model=BODY), ValueError, "the model must have an lm_head, got a body"),
+        (dict(model=JUDGE), TypeError, "model must be a Llama, got a RewardModel"),
+    ],
+    kl.exact_kl: [
+        (
+            dict(logits=LOGITS.tolist()),
+            TypeError,
+            "logits must be a float tensor (..., V) in [-inf, inf), got a list",
+        ),
+        (dict(ref_logits=LOGITS[:1]), ValueError, "ref_logits must be a float tensor"),
+        (dict(logits=LOGITS * NAN), ValueError, "logits must be a float tensor (...,"),
+    ],
+    kl.kl_estimate: [
+        (
+            dict(ref_logprobs=GRID[:1]),
+            ValueError,
+            "ref_logprobs must be a finite float tensor (B, T), got shape (1, 3),",
+        ),
+        (dict(logprobs=GRID - INF), ValueError, "logprobs must be a finite float"),
+        (dict(kind="k4"), ValueError, 'kind must be "k1" or "k2" or "k3", got \'k4\''),
+    ],
+    kl.kl_penalised_rewards: [
+        (dict(scores=COLUMN), ValueError, "scores must be a finite float tensor (B,),"),
+        (dict(scores=B2 * NAN), ValueError, "scores must be a finite float tensor"),
+        (dict(logprobs=BROKEN), ValueError, "logprobs must be a float tensor (B, T)"),
+        (
+            dict(response_mask=ANSWER.float()),
+            TypeError,
+            "response_mask must be a bool tensor (B, T) True in every row, got a",
+        ),
+        (
+            dict(response_mask=ONE_ROW),
+            ValueError,
+            "response_mask must be a bool tensor (B, T) True in every row, got no",
+        ),
+        (dict(beta=-0.1), ValueError, "beta must be a finite number >= 0, got -0.1"),
+        (dict(beta=INF), ValueError, "beta must be a finite number >= 0, got inf"),
+    ],
+    gae.gae: [
+        (dict(rewards=BROKEN), ValueError, "rewards must be a float tensor (B, T)"),
+        (dict(values=WIDE), ValueError, "values must be a float tensor (B, T) finite"),
+        (dict(response_mask=HOLES), ValueError, "response_mask must be a bool tensor"),
+        (
+            dict(response_mask=ONE_ROW),
+            ValueError,
+            "response_mask must be a bool tensor (B, T) one run of True in every",
+        ),
+        (
+            dict(response_mask=ANSWER.float()),
+            TypeError,
+            "response_mask must be a bool tensor (B, T) one run of True in every",
+        ),
+        (dict(gamma=1.1), ValueError, "gamma must be a number in [0, 1], got 1.1"),
+        (dict(lam=-0.5), ValueError, "lam must be a number in [0, 1], got -0.5"),
+        (dict(values=GRID.tolist()), TypeError, "values must be a float tensor (B, T)"),
+    ],
+    whiten.masked_mean: [
+        (dict(mask=NONE), ValueError, "mask must be a bool tensor (...) True"),
+        (dict(mask=ANSWER.float()), TypeError, "mask must be a bool tensor (...) True"),
+        (dict(values=BROKEN), ValueError, "values must be a float tensor (...) finite"),
+        (dict(mask=ANSWER[:, :2]), ValueError, "mask must be a bool tensor (...) True"),
+    ],
+    whiten.logit: [
+        (dict(p=B2 + 1), ValueError, "p must be a float tensor (...) in [0, 1], got"),
+        (dict(p=B2 * NAN), ValueError, "p must be a float tensor (...) in [0, 1], got"),
+        (dict(p=0.5), TypeError, "p must be a float tensor (...) in [0, 1], got 0.5"),
+    ],
+    whiten.whiten: [
+        (dict(values=B2[:1]), ValueError, "values must be a float tensor (...) finite"),
+        (dict(values=[0.25, 0.5]), TypeError, "values must be a float tensor (...)"),
+        (dict(values=BROKEN), ValueError, "values must be a float tensor (...) finite"),
+        (dict(mask=ANSWER.long()), TypeError, "mask must be None or a bool tensor"),
+        (dict(shift_mean=None), TypeError, "shift_mean must be True or False, got"),
+    ],
+    reward_selection.select_reward: [
+        (dict(safety=COLUMN), ValueError, "safety must be a float tensor (B,) in [0,"),
+        (dict(helpfulness=B2 * 4), ValueError, "helpfulness must be a float tensor"),
+        (dict(is_safety_prompt=B2), TypeError, "is_safety_prompt must be a bool"),
+        (
+            dict(is_safety_prompt=[True, False]),
+            TypeError,
+            "is_safety_prompt must be a bool tensor (B,), got a list",
+        ),
+        (dict(threshold=15), ValueError, "threshold must be a number in [0, 1], got"),
+        (dict(safety=B2 * NAN), ValueError, "safety must be a float tensor (B,) in"),
+    ],
+    best_of_n.best_of_n_bound: [
+        (dict(n=2.5), TypeError, "n must be an int >= 1, got 2.5"),
+        (dict(n=0), ValueError, "n must be an int >= 1, got 0"),
+    ],
+    best_of_n.best_of_n_policy: [
+        (
+            dict(scores=torch.tensor([0.0, 1.0, NAN])),
+            ValueError,
+            "scores must be a finite float tensor (N,), got nan at [2]",
+        ),
+        (dict(logp=LOGP * NAN), ValueError, "logp must be a float tensor (N,) no NaN,"),
+        (dict(logp=LOGP - INF), ValueError, "logp must be log-probabilities, got a"),
+        (dict(scores=LOGP[:2]), ValueError, "scores must be a finite float tensor"),
+        (dict(n=2.5), TypeError, "n must be an int >= 1, got 2.5"),
+    ],
+    best_of_n.best_of_n_mean: [
+        (dict(scores=BROKEN), ValueError, "scores must be a finite float tensor (B,"),
+        (dict(gold=GRID[:1]), ValueError, "gold must be a finite tensor (B, M), got"),
+        (dict(n=4), ValueError, "n must be in 1..3, the answers to a prompt, got 4"),
+    ],
+    preference_loss.bradley_terry_loss: [
+        (dict(rejected_scores=COLUMN), ValueError, "rejected_scores must be a finite"),
+        (dict(margin=-1.0), ValueError, "margin must be None or a finite number >= 0"),
+        (dict(margin=COLUMN), ValueError, "margin must be None or a finite number >="),
+        (dict(chosen_scores=B2 * NAN), ValueError, "chosen_scores must be a finite"),
+        (dict(chosen_scores=B2.long()), TypeError, "chosen_scores must be a finite"),
+        (dict(reduction="avg"), ValueError, 'reduction must be "mean" or "sum" or'),
+        (
+            dict(chosen_scores=B2[:0], rejected_scores=B2[:0]),
+            ValueError,
+            "chosen_scores must be a finite float tensor (B,), got shape (0,)",
+        ),
+    ],
+    preference_loss.safety_label_loss: [
+        (dict(labels=IDS[:, 0]), TypeError, "labels must be a bool tensor (B,) or a"),
+        (dict(labels=B2 * 4), ValueError, "labels must be a bool tensor (B,) or a"),
+        (dict(labels=[True, False]), TypeError, "labels must be a bool tensor (B,) or"),
+    ],
+    preference_loss.centring_loss: [
+        (dict(chosen_scores=COLUMN), ValueError, "chosen_scores must be a finite"),
+    ],
+    preference_loss.RewardSettings: [
+        (dict(epochs=0), ValueError, "epochs must be an int >= 1, got 0"),
+        (dict(batch_size=-1), ValueError, "batch_size must be an int >= 1, got -1"),
+        (dict(label_weight=-0.5), ValueError, "label_weight must be a finite number"),
+        (dict(centre_weight=NAN), ValueError, "centre_weight must be a finite number"),
+        (dict(lr=INF), ValueError, "lr must be a finite number >= 0, got inf"),
+    ],
+    preference_loss.pair_scores: [
+        (dict(pairs=[]), ValueError, "pairs must be a list of PairExample (B,), got 0"),
+        (dict(pairs=[PREFERENCE]), TypeError, "pairs must be a list of PairExample"),
+        (dict(reward_model=scored), TypeError, "reward_model must be a Module, got a"),
+    ],
+    preference_loss.pair_loss: [
+        (dict(pairs=[PAIR]), ValueError, "pairs must be a list of PairExample (B,),"),
+        (dict(label_weight=-1.0), ValueError, "label_weight must be a finite number"),
+    ],
+    preference_loss.chosen_lm_loss: [
+        (dict(reward_model=JUDGE), ValueError, "reward_model must be made with"),
+        (dict(pairs=[]), ValueError, "pairs must be a list of PairExample (B,), got 0"),
+    ],
+    preference_loss.train_reward_model: [
+        (
+            dict(groups=[[PAIR]]),
+            ValueError,
+            "groups must be at least settings.batch_size = 2, got 1",
+        ),
+        (dict(groups=[[PAIR], []]), ValueError, "groups must be lists of PairExample"),
+        (dict(groups=[PAIR, PAIR]), TypeError, "groups must be lists of PairExample"),
+        (dict(settings=FEW_STEPS), TypeError, "settings must be a RewardSettings, got"),
+        (dict(reward_model=MODEL), TypeError, "reward_model must be a RewardModel,"),
+        (
+            dict(settings=preference_loss.RewardSettings(batch_size=2, lm_weight=0.1)),
+            ValueError,
+            "reward_model must be made with keep_lm_head=True for an lm_weight",
+        ),
+    ],
+    reward_model.copy_body: [
+        (dict(llama=JUDGE), TypeError, "llama must be a Llama, got a RewardModel"),
+        (dict(keep_lm_head="yes"), TypeError, "keep_lm_head must be True or False,"),
+    ],
+    reward_model.last_token: [
+        (dict(mask=ONE_ROW), ValueError, "mask must be a bool tensor (B, T) True in"),
+        (dict(mask=GRID), TypeError, "mask must be a bool tensor (B, T) True in every"),
+    ],
+    reward_model.pool_mean: [
+        (dict(hidden=GRID), ValueError, "hidden must be a float tensor (B, T, D), got"),
+        (dict(mask=NONE), ValueError, "mask must be a bool tensor (B, T) True in"),
+    ],
+    reward_model.RewardModel: [
+        (dict(llama=CONFIG), TypeError, "llama must be a Llama, got a LlamaConfig"),
+        (dict(pooling="max"), ValueError, 'pooling must be "last" or "mean", got'),
+        (dict(keep_lm_head=1), TypeError, "keep_lm_head must be True or False, got 1"),
+    ],
+    reward_model.RewardModel.raw_scores: [
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
+        (dict(ids=IDS.float()), TypeError, "ids must be an int64 tensor (B, T) below"),
+    ],
+    reward_model.RewardModel.forward: [
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
+        (dict(mask=HOLES), ValueError, "mask must be None or a bool tensor (B, T) one"),
+        (dict(mask=ONE_ROW), ValueError, "mask must be None or a bool tensor (B, T)"),
+    ],
+    reward_model.RewardModel.set_normalisation: [
+        (dict(std=0.0), ValueError, "std must be a finite number > 0, got 0.0"),
+        (dict(mean=NAN), ValueError, "mean must be a finite number, got nan"),
+    ],
+    reward_model.ValueModel: [
+        (dict(reward_model=MODEL), TypeError, "reward_model must be a RewardModel,"),
+    ],
+    reward_model.ValueModel.forward: [
+        (dict(mask=HOLES), ValueError, "mask must be None or a bool tensor (B, T) one"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
+    ],
+    reward_model.response_values: [
+        (dict(value_model=JUDGE), TypeError, "value_model must be a ValueModel, got a"),
+        (
+            dict(response_mask=ANSWER[:, :2]),
+            ValueError,
+            "response_mask must be a bool tensor (B, T), got shape (2, 2), with T =",
+        ),
+    ],
+    reward_model.score_texts: [
+        (dict(texts=[TEXT]), TypeError, "texts must be lists of ids none empty, got a"),
+        (dict(texts=IDS), TypeError, "texts must be lists of ids none empty, got a"),
+        (dict(texts=[]), ValueError, "texts must be lists of ids none empty, got an"),
+        (dict(texts=[[1, 999]]), IndexError, "RewardModel: ids must be an int64"),
+        (dict(batch_size=-1), ValueError, "batch_size must be an int >= 1, got -1"),
+        (dict(reward_model=MODEL), ValueError, "reward_model must give one score a"),
+    ],
+    reward_model.score_normalisation: [
+        (dict(scores=B2[:1]), ValueError, "scores must be at least 2 different ones"),
+        (dict(scores=B2 * NAN), ValueError, "scores must be a finite float tensor"),
+        (dict(scores=torch.ones(3)), ValueError, "scores must be at least 2 different"),
+    ],
+    ppo.policy_loss: [
+        (
+            dict(response_mask=ANSWER.float()),
+            TypeError,
+            "response_mask must be a bool tensor (B, T), True somewhere, got a",
+        ),
+        (dict(response_mask=NONE), ValueError, "response_mask must be a bool tensor"),
+        (
+            dict(old_logprobs=GRID[:1]),
+            ValueError,
+            "old_logprobs must be a float tensor (B, T), finite where",
+        ),
+        (dict(advantages=B2), ValueError, "advantages must be a float tensor (B, T),"),
+        (dict(advantages=BROKEN), ValueError, "advantages must be a float tensor (B,"),
+        (dict(logprobs=GRID - INF), ValueError, "logprobs must be a float tensor (B,"),
+        (dict(clip_eps=0), ValueError, "clip_eps must be a number > 0, got 0"),
+    ],
+    ppo.value_loss: [
+        (
+            dict(response_mask=ANSWER.float()),
+            TypeError,
+            "response_mask must be a bool tensor (B, T), True somewhere, got a",
+        ),
+        (dict(returns=BROKEN), ValueError, "returns must be a float tensor (B, T),"),
+        (dict(old_values=WIDE), ValueError, "old_values must be a float tensor (B,"),
+    ],
+    ppo.clip_fraction: [
+        (
+            dict(old_logprobs=GRID[:1]),
+            ValueError,
+            "old_logprobs must be a float tensor (B, T), finite where",
+        ),
+        (dict(logprobs=BROKEN), ValueError, "logprobs must be a float tensor (B, T),"),
+    ],
+    ppo.PPOSettings: [
+        (dict(iterations=0), ValueError, "iterations must be an int >= 1, got 0"),
+        (dict(epochs=0), ValueError, "epochs must be an int >= 1, got 0"),
+        (dict(batch_size=1), ValueError, "batch_size must be an int >= 2, got 1"),
+        (
+            dict(batch_size=4, minibatches=5),
+            ValueError,
+            "minibatches must be an int at most batch_size, got 5, where batch_size",
+        ),
+        (dict(beta=-0.1), ValueError, "beta must be a finite number >= 0, got -0.1"),
+        (dict(beta=INF), ValueError, "beta must be a finite number >= 0, got inf"),
+        (dict(gamma=1.5), ValueError, "gamma must be a number in [0, 1], got 1.5"),
+        (dict(lam="0.95"), TypeError, "lam must be a number in [0, 1], got '0.95'"),
+        (dict(clip_eps=0.0), ValueError, "clip_eps must be a number > 0, got 0.0"),
+        (dict(threshold=15), ValueError, "threshold must be a number in [0, 1], got"),
+        (dict(policy_lr=-1e-4), ValueError, "policy_lr must be a finite number >= 0,"),
+        (dict(value_lr=NAN), ValueError, "value_lr must be a finite number >= 0, got"),
+        (dict(whiten_scores=1), TypeError, "whiten_scores must be True or False, got"),
+        (dict(max_new_tokens=True), TypeError, "max_new_tokens must be an int >= 1,"),
+    ],
+    ppo.Judges: [
+        (dict(safety=MODEL), TypeError, "safety must be a RewardModel, got a Llama"),
+        (dict(helpfulness=TRAINING), ValueError, "helpfulness must be in eval mode,"),
+    ],
+    ppo.Judges.probabilities: [
+        (dict(mask=None), TypeError, "mask must be a bool tensor (B, T) one run of"),
+        (dict(ids=STRANGE), IndexError, "RewardModel: ids must be an int64 tensor (B,"),
+        (dict(mask=ONE_ROW), ValueError, "mask must be a bool tensor (B, T) one run"),
+    ],
+    ppo.Experience: [
+        (dict(scores=COLUMN), ValueError, "scores must be a float tensor (B,), got"),
+        (dict(values=None), TypeError, "values must be a float tensor (B, T), got"),
+    ],
+    ppo.Experience.rows: [
+        (dict(index=[0, 1]), TypeError, "index must be an int64 tensor (N,), got a"),
+    ],
+    ppo.collect_experience: [
+        (dict(is_safety=[True, False]), TypeError, "is_safety must be a bool tensor"),
+        (dict(is_safety=ALL[0]), ValueError, "is_safety must be a bool tensor (B,),"),
+        (dict(judges=(JUDGE, JUDGE)), TypeError, "judges must be Judges or have their"),
+        (dict(value_model=JUDGE), TypeError, "value_model must be a ValueModel, got a"),
+        (dict(prompt_ids=ASKED), TypeError, "prompt_ids must be lists of ids (B,),"),
+        (dict(settings=None), TypeError, "settings must be a PPOSettings, got None"),
+    ],
+    ppo.ppo_step: [
+        (dict(experience=ROLLOUT), TypeError, "experience must be a Experience, got a"),
+        (
+            dict(settings=ppo.PPOSettings(minibatches=3)),
+            ValueError,
+            "experience must have at least settings.minibatches = 3 answers, got 2",
+        ),
+        (
+            dict(policy_stepper=stepper(VALUE)),
+            ValueError,
+            "policy_stepper and value_stepper must be those of policy",
+        ),
+    ],
+    ppo.summary: [
+        (
+            dict(experience=vars(EXPERIENCE)),
+            TypeError,
+            "experience must be a Experience, got a dict",
+        ),
+    ],
+    ppo.train_ppo: [
+        (dict(policy=OTHER), ValueError, "ref_policy must be a Llama other than"),
+        (dict(ref_policy=VALUE), TypeError, "ref_policy must be a Llama other than"),
+        (dict(value_model=JUDGE), TypeError, "value_model must be a ValueModel, got a"),
+        (dict(judges=JUDGE), TypeError, "judges must be Judges or have their method"),
+        (
+            dict(prompts=ASKED[:1]),
+            ValueError,
+            "prompts must be at least settings.batch_size = 2, got 1",
+        ),
+        (dict(prompts=PROMPT_IDS), TypeError, "prompts must be pairs (ids, is_safety)"),
+        (
+            dict(prompts=[(TEXT, False)] * 2),
+            TypeError,
+            "prompts must be pairs (ids, is_safety) of at most max_seq_len -",
+        ),
+        (
+            dict(prompts=[([1, 999], True)] * 2),
+            IndexError,
+            "prompts must be pairs (ids, is_safety) of at most max_seq_len -",
+        ),
+        (
+            dict(prompts=[([1] * 240, True)] * 2),
+            ValueError,
+            "prompts must be pairs (ids, is_safety) of at most max_seq_len -",
+        ),
+        (
+            dict(prompts=[([1, 4], 1)] * 2),
+            TypeError,
+            "prompts must be pairs (ids, is_safety) of at most max_seq_len -",
+        ),
+        (dict(judge_gold="gold"), TypeError, "judge_gold must be a function or None,"),
+        (dict(settings=ONE_EPOCH), TypeError, "settings must be a PPOSettings, got a"),
+        (
+            dict(policy=copy.deepcopy(BODY)),
+            ValueError,
+            "the model must have an lm_head, got a body without one, as copy_body",
+        ),
+        (
+            dict(
+                value_model=reward_model.ValueModel(
+                    reward_model.RewardModel(other_size(vocab_size=5))
+                )
+            ),
+            IndexError,
+            "ValueModel: ids must be an int64 tensor (B, T) below",
+        ),
+    ],
+    exact.outcome_chances: [
+        (
+            dict(thresholds=[1.0, 0.5]),
+            ValueError,
+            "thresholds must be a list of number increasing, got [1.0, 0.5]",
+        ),
+        (dict(thresholds=[-0.5]), ValueError, "thresholds must be positive and"),
+        (dict(difference=0.5), TypeError, "difference must be a finite float tensor"),
+    ],
+    exact.margin_slope: [
+        (dict(margins=torch.zeros(3)), ValueError, "margins must be a finite float"),
+        (dict(wins=-CHANCES), ValueError, "wins must be a finite tensor (N, K) >= 0,"),
+    ],
+    exact.margin_minimiser: [
+        (dict(losses=CHANCES * 0), ValueError, "wins and losses must be more than 0"),
+        (dict(wins=CHANCES[:, :1]), ValueError, "losses must be a finite tensor (N,"),
+    ],
+    exact.Responses: [
+        (dict(mask=RESPONSES.ids), TypeError, "mask must be a bool tensor (N, T), got"),
+    ],
+    exact.enumerate_responses: [
+        (
+            dict(vocab_size=100, max_new_tokens=4),
+            ValueError,
+            "vocab_size ** max_new_tokens must be a million at most, got 100 ** 4",
+        ),
+        (dict(prompt_ids=[]), ValueError, "prompt_ids must be a list of ids (P,)"),
+        (dict(prompt_ids=[1, 6]), IndexError, "prompt_ids must be a list of ids (P,)"),
+    ],
+    exact.small_policy: [
+        (dict(spread=-1), ValueError, "spread must be a number in [0, inf), got -1"),
+        (dict(spread=NAN), ValueError, "spread must be a number in [0, inf), got nan"),
+    ],
+    exact.rises: [
+        (dict(ids=GRID), TypeError, "ids must be an int64 tensor (B, T), got a tensor"),
+    ],
+    exact.sequence_token_logprobs: [
+        (dict(policy=JUDGE), TypeError, "policy must be a Llama, got a RewardModel"),
+    ],
+    exact.sequence_logprobs: [
+        (dict(responses=ROLLOUT), TypeError, "responses must be a Responses, got a"),
+        (dict(policy=BODY), ValueError, "Llama: the model must have an lm_head, got a"),
+    ],
+    exact.response_kl: [
+        (dict(ref_logp=LOGP[:, None]), ValueError, "ref_logp must be a float tensor"),
+        (dict(logp=LOGP * NAN), ValueError, "logp must be a float tensor (N,) no NaN,"),
+    ],
+    exact.objective: [
+        (
+            dict(scores=LOGP[:, None]),
+            ValueError,
+            "scores must be a finite float tensor (N,), got shape (3, 1)",
+        ),
+        (dict(beta=NAN), ValueError, "beta must be a number in [0, inf), got nan"),
+    ],
+    exact.optimal_policy: [
+        (dict(beta=0), ValueError, "beta must be a number in (0, inf), got 0"),
+        (dict(scores=LOGP[:1]), ValueError, "scores must be a finite float tensor"),
+        (dict(beta=INF), ValueError, "beta must be a number in (0, inf), got inf"),
+    ],
+    exact.exact_gradient: [
+        (
+            dict(scalar=torch.tensor(0.5)),
+            ValueError,
+            "scalar must have a gradient, got a constant",
+        ),
+        (dict(scalar=0.5), TypeError, "scalar must be a finite float tensor (), got"),
+        (dict(policy=None), TypeError, "policy must be a Module, got None"),
+    ],
+    exact.exact_values: [
+        (dict(rewards=GRID), ValueError, "rewards must be a finite float tensor (N,"),
+        (
+            dict(rewards=torch.zeros(len(RESPONSES.ids), 9)),
+            ValueError,
+            "rewards must have the shape of responses, (31, 4), got (31, 9)",
+        ),
+        (dict(gamma=2), ValueError, "gamma must be a number in [0, 1], got 2"),
+    ],
+    audit.score_function: [
+        (dict(tokenizer=None), TypeError, "tokenizer must be a Tokenizer, got None"),
+        (dict(reward_model=scored), TypeError, "reward_model must be a Module, got a"),
+    ],
+    audit.correlation: [
+        (dict(x=torch.ones(2)), ValueError, "x and y must not be constant, got equal"),
+        (dict(y=COLUMN), ValueError, "y must be a finite float tensor (N,), got shape"),
+    ],
+    audit.agreement: [
+        (dict(differences=COLUMN), ValueError, "differences must be a float tensor"),
+        (dict(differences=B2 * NAN), ValueError, "differences must be a float tensor"),
+        (dict(exact=B2 * 4), ValueError, "exact must be a float tensor (N,) in [0,"),
+    ],
+    audit.length_only_accuracy: [
+        (dict(longer_by=IDS[:, 0]), TypeError, "longer_by must be a float tensor (N,)"),
+    ],
+    audit.brier_score: [
+        (dict(predicted=COLUMN), ValueError, "predicted must be a float tensor (N,)"),
+        (dict(predicted=B2 * 4), ValueError, "predicted must be a float tensor (N,)"),
+    ],
+    audit.brier_floor: [
+        (dict(exact=0.5), TypeError, "exact must be a float tensor (N,) in [0, 1],"),
+    ],
+    audit.length_buckets: [
+        (dict(edges=[1.0, 0.0]), ValueError, "edges must be a list of number (E,)"),
+        (dict(edges=[]), ValueError, "edges must be a list of number (E,) increasing,"),
+    ],
+    audit.spoiled_steps: [
+        (dict(flaw="a typo"), ValueError, "prompt must be ordinary and flaw one of"),
+    ],
+    audit.flawed_answer: [
+        (dict(prompt=UNSAFE), ValueError, "prompt must be ordinary and flaw one of"),
+        (dict(flaw="a typo"), ValueError, "prompt must be ordinary and flaw one of"),
+    ],
+    audit.adversarial_pairs: [
+        (dict(prompts=[UNSAFE]), ValueError, "prompts must be ordinary, got an unsafe"),
+        (dict(prompts=[PROMPT.text]), TypeError, "prompts must be a list of Prompt"),
+    ],
+    audit.accuracy_by_flaw: [
+        (dict(score=JUDGE), TypeError, "RewardModel: ids must be an int64 tensor (B,"),
+        (dict(score=None), TypeError, "score must be a function, got None"),
+        (dict(pairs=[]), ValueError, "pairs must be a list (N,), got 0 entries"),
+    ],
+    audit.preferred_words: [
+        (dict(differences=B2), ValueError, "differences must be a float tensor (N,)"),
+        (dict(smallest=10), ValueError, "smallest must be a number in [0, 1], got 10"),
+    ],
+    audit.length_balanced: [
+        (dict(length=3), TypeError, "length must be a function, got 3"),
+        (dict(groups=[PREFERENCE]), TypeError, "groups must be lists of Preference,"),
+    ],
+    audit.audit: [
+        (dict(preferences=[PREFERENCE]), ValueError, "preferences must be at least 2,"),
+        (
+            dict(preferences=[PREFERENCE] * 2),
+            ValueError,
+            "differences of score must be (2,), finite and not all equal, got",
+        ),
+        (dict(exact=B2[:1]), ValueError, "preferences must be at least 2, with as"),
+        (dict(exact=COLUMN), ValueError, "exact must be a float tensor (N,) in [0, 1]"),
+        (
+            dict(score=lambda dialogues: [0.0] * len(dialogues)),
+            TypeError,
+            "score must return a tensor (N,), got a list",
+        ),
+        (
+            dict(score=lambda dialogues: scored(dialogues) * NAN),
+            ValueError,
+            "differences of score must be (2,), finite and not all equal, got",
+        ),
+        (dict(buckets=0), ValueError, "buckets must be an int >= 1, got 0"),
+    ],
+    world.Prompt: [
+        (dict(is_safety="no"), TypeError, "is_safety must be True or False, got 'no'"),
+        (dict(text=None), TypeError, "text must be a string, got None"),
+    ],
+    world.normalise: [
+        (dict(text=["a"]), TypeError, "text must be a string, got a list"),
+    ],
+    world.find_prompt: [
+        (dict(text=None), TypeError, "text must be a string, got None"),
+    ],
+    world.parse: [
+        (dict(text=5), TypeError, "text must be a string, got 5"),
+    ],
+    world.helpfulness: [
+        (dict(prompt=PROMPT.text), TypeError, "prompt must be a Prompt, got 'How do I"),
+        (dict(text=None), TypeError, "text must be a string, got None"),
+    ],
+    world.safety: [
+        (dict(prompt=None), TypeError, "prompt must be a Prompt, got None"),
+    ],
+    world.refuses: [
+        (dict(text=None), TypeError, "text must be a string, got None"),
+    ],
+    world.gives_risky_advice: [
+        (dict(text=7), TypeError, "text must be a string, got 7"),
+    ],
+    world.Style: [
+        (dict(full=1.5), ValueError, "full must be a number in [0, 1], got 1.5"),
+        (dict(rude=-0.1), ValueError, "rude must be a number in [0, 1], got -0.1"),
+        (
+            dict(filler=0.5, rude=0.4, risky=0.3),
+            ValueError,
+            "filler + rude + risky must be at most 1, got 1.2",
+        ),
+        (dict(opener="often"), TypeError, "opener must be a number in [0, 1], got"),
+        (dict(reason=NAN), ValueError, "reason must be a number in [0, 1], got nan"),
+    ],
+    world.write_answer: [
+        (dict(rng=G), TypeError, "rng must be a Random, got a Generator"),
+        (
+            dict(prompt="How do I boil an egg?"),
+            TypeError,
+            "prompt must be a Prompt, got 'How do I boil an egg?'",
+        ),
+        (dict(style=None), TypeError, "style must be a Style, got None"),
+        (
+            dict(prompt=world.Prompt("How do I fly?", "fly", False)),
+            ValueError,
+            "prompt must ask for one of REQUESTS, got 'fly'",
+        ),
+    ],
+    world.Preference: [
+        (dict(strength=4), ValueError, "strength must be in 0..3, got 4"),
+        (dict(chosen=None), TypeError, "chosen and rejected must be strings, got None"),
+        (dict(strength=1.5), ValueError, "strength must be in 0..3, got 1.5"),
+    ],
+    world.Annotator: [
+        (dict(temperature=0), ValueError, "temperature must be a number in (0, inf),"),
+        (dict(temperature=-1), ValueError, "temperature must be a number in (0, inf),"),
+        (
+            dict(thresholds=(2.0, 1.0)),
+            ValueError,
+            "thresholds must be a list of number increasing, got [2.0, 1.0]",
+        ),
+        (dict(thresholds=(-1.0, 1.0)), ValueError, "thresholds must be positive and"),
+        (
+            dict(gold="helpfulness"),
+            TypeError,
+            "gold must be a function, got 'helpfulness'",
+        ),
+        (dict(length_bias=NAN), ValueError, "length_bias must be a finite number, got"),
+        (dict(safe_temperature=0), ValueError, "safe_temperature must be a number in"),
+    ],
+    world.Annotator.utility: [
+        (
+            dict(self=world.Annotator(gold=lambda prompt, text: NAN)),
+            ValueError,
+            "Annotator: gold must return finite numbers, got nan",
+        ),
+    ],
+    world.collect_preferences: [
+        (dict(answers=[(TEXT,)]), ValueError, "answers must be pairs, got other lists"),
+        (dict(answers=[TEXT]), TypeError, "answers must be lists of text (N,), got a"),
+        (dict(prompts=[]), ValueError, "prompts must be a list of Prompt (N,), got 0"),
+        (
+            dict(annotator=world.helpfulness),
+            TypeError,
+            "annotator must be a Annotator, got a _lru_cache_wrapper",
+        ),
+        (dict(prompts=[PROMPT.text]), TypeError, "prompts must be a list of Prompt"),
+    ],
+    world.bayes_ceiling: [
+        (dict(preferences=[]), ValueError, "preferences must be a list of Preference"),
+        (
+            dict(preferences=[(TEXT, "No.")]),
+            TypeError,
+            "preferences must be a list of Preference (N,), got a list",
+        ),
+    ],
+    world.expected_accuracy: [
+        (dict(prefers_chosen=[2.0]), ValueError, "prefers_chosen must hold numbers in"),
+        (dict(prefers_chosen=[NAN]), ValueError, "prefers_chosen must hold numbers in"),
+        (
+            dict(prefers_chosen=[0.5, 0.5]),
+            ValueError,
+            "prefers_chosen must be a list (N,), got 2 entries, with N = 1 as in",
+        ),
+    ],
+    hf.load_llama: [
+        (dict(folder=5), TypeError, "folder must be a string or a Path, got 5"),
+        (
+            dict(folder=".", dtype="bfloat16"),
+            TypeError,
+            "dtype must be a dtype or None, got 'bfloat16'",
+        ),
+    ],
+    hf.save_llama: [
+        (
+            dict(model=BODY, folder="unused"),
+            ValueError,
+            "model must have an lm_head, got a body without",
+        ),
+        (
+            dict(model=JUDGE, folder="unused"),
+            TypeError,
+            "model must be a Llama, got a RewardModel",
+        ),
+    ],
+    checkpoint: [
+        (
+            dict(without=["rms_norm_eps"]),
+            ValueError,
+            "config.json must have rms_norm_eps, got none of them",
+        ),
+        (
+            dict(without=["hidden_size", "num_attention_heads"]),
+            ValueError,
+            "config.json must have hidden_size, num_attention_heads, got none of",
+        ),
+        (
+            dict(without=["model.norm.weight"]),
+            ValueError,
+            "the tensors must be those of the config, got missing norm.weight",
+        ),
+        (
+            dict(tensors={"model.norm.weight": torch.ones(9)}),
+            ValueError,
+            "the tensors must be those of the config, got norm.weight is (9,),",
+        ),
+        (
+            dict(tensors={"model.norm.bias": torch.ones(8)}),
+            ValueError,
+            "the tensors must be those of the config, got unexpected norm.bias",
+        ),
+        (
+            dict(tensors={"model.norm.weight": torch.ones(8, dtype=torch.int64)}),
+            ValueError,
+            "the tensors must be those of the config, got norm.weight is",
+        ),
+        (
+            dict(tensors={"model.norm.weight": torch.ones(8).half()}),
+            ValueError,
+            "dtype must be given where a checkpoint mixes several, got None for",
+        ),
+        (
+            dict(config={"tie_word_embeddings": True}),
+            ValueError,
+            "lm_head.weight must equal embed_tokens.weight, as tie_word_embeddings",
+        ),
+        (
+            dict(config={"rope_scaling": {"type": "linear", "factor": 2.0}}),
+            ValueError,
+            "config.json must describe a plain LLaMA, got an unsupported rope type",
+        ),
+        (
+            dict(config={"model_type": "mistral"}),
+            ValueError,
+            "config.json must describe a plain LLaMA, got an unsupported model_type",
+        ),
+        (
+            dict(config={"hidden_act": "gelu"}),
+            ValueError,
+            "config.json must describe a plain LLaMA, got an unsupported hidden_act",
+        ),
+        (
+            dict(config={"attention_bias": True}),
+            ValueError,
+            "config.json must describe a plain LLaMA, got an unsupported",
+        ),
+        (
+            dict(config={"hidden_size": "8"}),
+            ValueError,
+            "config.json must describe a plain LLaMA, got an unsupported head_dim",
+        ),
+    ],
+    stages.Settings: [
+        (dict(seed="0"), TypeError, "seed must be an int, got '0'"),
+        (dict(device="tpu"), ValueError, 'device must be "cpu" or "cuda", got \'tpu\''),
+        (dict(vocab_size=0), ValueError, "vocab_size must be an int > 0, got 0"),
+        (dict(corpus=24_000.0), TypeError, "corpus must be an int > 0, got 24000.0"),
+        (dict(answers_per_prompt=1), ValueError, "answers_per_prompt must be an int"),
+        (dict(base=ppo.PPOSettings()), TypeError, "base must be a LMSettings, got a"),
+        (dict(ppo=dict(iterations=1)), TypeError, "ppo must be a PPOSettings, got a"),
+        (dict(dim=10), ValueError, "dim must be an int > 0, a multiple of 2 n_heads,"),
+    ],
+    stages.choose_device: [
+        (dict(name="gpu"), ValueError, "name must be auto, cpu or cuda, got 'gpu'"),
+        (dict(name=0), TypeError, "name must be a string, got 0"),
+    ],
+    environment: [
+        (dict(MINILLAMA_SEED="abc"), ValueError, "MINILLAMA_SEED must be an integer,"),
+        (dict(MINILLAMA_SEED="1.5"), ValueError, "MINILLAMA_SEED must be an integer,"),
+        (dict(MINILLAMA_DEVICE="tpu"), ValueError, "MINILLAMA_DEVICE must be auto,"),
+    ],
+    stages.world_rng: [
+        (dict(settings=0), TypeError, "settings must be a Settings, got 0"),
+    ],
+    stages.torch_rng: [
+        (dict(purpose=None), TypeError, "purpose must be a string, got None"),
+    ],
+    stages.draw_dialogues: [
+        (dict(count=-1), ValueError, "count must be an int >= 0, got -1"),
+        (dict(prompts=[]), ValueError, "prompts must be a list of Prompt (N,), got 0"),
+    ],
+    stages.draw_corpus: [
+        (dict(count=0), ValueError, "count must be an int > 0 or None, got 0"),
+        (dict(count=2.5), TypeError, "count must be an int > 0 or None, got 2.5"),
+    ],
+    stages.draw_preferences: [
+        (dict(kind="honesty"), ValueError, 'kind must be "helpfulness" or "safety",'),
+        (dict(answers_per_prompt=1), ValueError, "answers_per_prompt must be an int"),
+    ],
+    stages.build_tokenizer: [
+        (dict(settings=None), TypeError, "settings must be a Settings, got None"),
+    ],
+    stages.model_config: [
+        (dict(tokenizer=MODEL), TypeError, "tokenizer must be a Tokenizer, got a"),
+    ],
+    stages.build_base: [
+        (
+            dict(settings=SETTINGS, tokenizer=None),
+            TypeError,
+            "tokenizer must be a Tokenizer, got None",
+        ),
+    ],
+    stages.build_sft: [
+        (
+            dict(settings=SETTINGS, tokenizer=TOKENIZER, base=JUDGE),
+            TypeError,
+            "base must be a Llama, got a RewardModel",
+        ),
+    ],
+    stages.build_helpfulness: [
+        (
+            dict(settings=SETTINGS, tokenizer=TOKENIZER, sft=None),
+            TypeError,
+            "sft must be a Llama, got None",
+        ),
+    ],
+    stages.build_safety: [
+        (
+            dict(settings=SETTINGS, tokenizer=MODEL, sft=TOKENIZER),
+            TypeError,
+            "tokenizer must be a Tokenizer, got a Llama",
+        ),
+    ],
+    stages.fit_reward_model: [
+        (
+            dict(
+                settings=SETTINGS,
+                sft=MODEL,
+                name="a",
+                groups=[PAIR],
+                reward_settings=ONE_EPOCH,
+            ),
+            TypeError,
+            "groups must be lists of PairExample, got a list",
+        ),
+    ],
+    stages.build_policy: [
+        (
+            dict(
+                settings=SETTINGS,
+                tokenizer=TOKENIZER,
+                sft=MODEL,
+                helpfulness=JUDGE,
+                safety=MODEL,
+            ),
+            TypeError,
+            "safety must be a RewardModel, got a Llama",
+        ),
+    ],
+    stages.build_ppo: [
+        (
+            dict(
+                settings=SETTINGS,
+                tokenizer=TOKENIZER,
+                sft=MODEL,
+                judges=JUDGE,
+                prompts=[PROMPT],
+                ppo_settings=SHORT_PPO,
+            ),
+            TypeError,
+            "judges must be a Judges, got a RewardModel",
+        ),
+        (
+            dict(
+                settings=SETTINGS,
+                tokenizer=TOKENIZER,
+                sft=MODEL,
+                judges=JUDGES,
+                prompts=[PROMPT.text],
+                ppo_settings=SHORT_PPO,
+            ),
+            TypeError,
+            "prompts must be a list of Prompt (N,), got a list",
+        ),
+    ],
+    stages.response_texts: [
+        (dict(rollout=IDS), TypeError, "rollout must be a Rollout or a Experience,"),
+    ],
+    stages.mean: [
+        (dict(values=[]), ValueError, "values must be at least one number, got none"),
+        (dict(values=[1.0, NAN]), ValueError, "values must be finite, got a mean of"),
+    ],
+    stages.gold_summary: [
+        (dict(texts=[TEXT, TEXT]), ValueError, "texts must be a list of text (N,),"),
+        (dict(texts=TEXT), TypeError, "texts must be a list of text (N,), got 'First,"),
+    ],
+    stages.Stages: [
+        (dict(settings=None), TypeError, "settings must be a Settings, got None"),
+        (dict(rebuild="yes"), TypeError, "rebuild must be True or False, got 'yes'"),
+    ],
+    stages.Stages.lesson_reward_model: [
+        (
+            dict(self=STAGES, name="a", groups=[PAIR], reward_settings=ONE_EPOCH),
+            TypeError,
+            "groups must be lists of PairExample, got a list",
+        ),
+    ],
+    stages.Stages.lesson_policy: [
+        (
+            dict(
+                self=STAGES,
+                name="a",
+                judges=(JUDGE, JUDGE),
+                prompts=[PROMPT],
+                ppo_settings=SHORT_PPO,
+            ),
+            TypeError,
+            "judges must be a Judges, got a tuple",
+        ),
+    ],
+    stages.Stages.stage: [
+        (
+            dict(self=STAGES, name="a", build=None),
+            TypeError,
+            "build must be a function, got None",
+        ),
+    ],
+    pipeline.sample_answers: [
+        (dict(prompts=[PROMPT.text]), TypeError, "prompts must be a list of Prompt"),
+        (dict(policy=JUDGE), TypeError, "policy must be a Llama, got a RewardModel"),
+    ],
+    pipeline.wins: [
+        (dict(baseline_texts=[]), ValueError, "baseline_texts must be a list of text"),
+        (dict(texts=[None]), TypeError, "texts must be a list of text (N,), got a"),
+    ],
+    pipeline.kl_per_answer: [
+        (dict(rollouts=ROLLOUT), TypeError, "rollouts must be a list of Rollout (N,),"),
+        (dict(ref_policy=None), TypeError, "ref_policy must be a Llama, got None"),
+    ],
+    pipeline.reward_model_accuracy: [
+        (dict(kind="honesty"), ValueError, 'kind must be "helpfulness" or "safety",'),
+        (dict(model=MODEL), TypeError, "model must be a RewardModel, got a Llama"),
+    ],
+    pipeline.evaluate: [
+        (
+            dict(stages=SETTINGS, prompts=[PROMPT]),
+            TypeError,
+            "stages must be a Stages, got a Settings",
+        ),
+        (
+            dict(stages=STAGES, prompts=[PROMPT]),
+            ValueError,
+            "prompts must be ordinary and unsafe, got one kind",
+        ),
+    ],
+    pipeline.table: [
+        (dict(report=[]), TypeError, "report must be a dict, got a list"),
+    ],
+    pipeline.gold_scores: [
+        (dict(prompt=PROMPT.text), TypeError, "prompt must be a Prompt, got 'How do I"),
+    ],
+    pipeline.side_by_side: [
+        (dict(count=2), ValueError, "count must be an int >= 1 at most len(prompts),"),
+        (dict(count=0), ValueError, "count must be an int >= 1 at most len(prompts),"),
+    ],
+    pipeline.draw_curves: [
+        (
+            dict(history=[], path="unused.png"),
+            ValueError,
+            "history must be a list (N,), got 0 entries",
+        ),
+    ],
+    pipeline.run: [
+        (
+            dict(settings=None, out="unused"),
+            TypeError,
+            "settings must be a Settings, got None",
+        ),
+        (
+            dict(settings=SETTINGS, out=None),
+            TypeError,
+            "out must be a string or a Path, got None",
+        ),
+    ],
+    pipeline.ask: [
+        (
+            dict(stages=STAGES, question=""),
+            ValueError,
+            "question must have words, got ''",
+        ),
+        (
+            dict(stages=STAGES, question=None),
+            TypeError,
+            "question must be a string, got None",
+        ),
+        (
+            dict(stages=STAGES, question="How?", temperature=-1),
+            ValueError,
+            "temperature must be a number in [0, inf), got -1",
+        ),
+        (
+            dict(stages=SETTINGS, question="How?"),
+            TypeError,
+            "stages must be a Stages, got a Settings",
+        ),
+    ],
+    store.digest: [
+        (dict(tensors=[B2]), TypeError, "tensors must be a dict, got a list"),
+    ],
+    store.key: [
+        (dict(name="a/b"), ValueError, "name must be letters, digits, - and _, got"),
+        (dict(sources=["ppo.py"]), TypeError, "sources must be functions, classes or"),
+        (
+            dict(settings={"lr": {1, 2}}),
+            TypeError,
+            "settings['lr'] must be a JSON value, got one that is not: Object of",
+        ),
+        (dict(sources="ppo.py"), TypeError, "sources must be a list, got 'ppo.py'"),
+    ],
+    store.stage: [
+        (
+            dict(name="a", settings={}, sources=[], build=None),
+            TypeError,
+            "build must be a function, got None",
+        ),
+    ],
+}
+
+
+# --------------------------------------------------------------------------------------
+# The tests
+
+# A model that the caller hands over speaks for itself.
+OWN_NAME = re.compile(r"(Llama|RewardModel|ValueModel|Annotator|Tokenizer\.\w+): ")
+CASES = [(function, *row) for function, rows in BAD.items() for row in rows]
+
+
+def name_of(function):
+    """A function's name as its messages have it, such as "gae" or "Llama.hidden"."""
+    return re.sub(r"\.forward$", "", function.__qualname__)
+
+
+def call(function, changes, request):
+    """Make the good call with some arguments changed, beside the fixtures it needs."""
+    arguments = GOOD[function] or {}
+    arguments = arguments() if callable(arguments) else arguments
+    if function in FIXTURES:
+        argument, fixture = FIXTURES[function]
+        arguments = {argument: request.getfixturevalue(fixture)}
+    return function(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    "function, changes, kind, words",
+    CASES,
+    ids=[f"{name_of(row[0])}-{'-'.join(row[1])}" for row in CASES],
+)
+def test_it_is_refused_in_words(function, changes, kind, words, request):
+    speaker = SPOKEN.get(function, f"{name_of(function)}: ")
+    if OWN_NAME.match(words):
+        speaker = ""
+    with pytest.raises(kind) as caught:
+        call(function, changes, request)
+    message = str(caught.value)
+    assert type(caught.value) is kind
+    assert message.startswith(speaker + words)
+    assert " must " in message and ", got " in message
+
+
+WITHOUT_GOOD_CALL = [function for function in GOOD if GOOD[function] is None]
+
+
+@pytest.mark.parametrize(
+    "function", [f for f in GOOD if f not in WITHOUT_GOOD_CALL], ids=name_of
+)
+def test_the_good_call_is_not_refused(function, request):
+    call(function, {}, request)
+
+
+# Public names that are not in the table, and why.
+EXCEPTIONS = {
+    "contracts": ("Alternative expects", "test_contracts.py has their tables"),
+    "sources": (
+        "Sources texts_behind text_of is_code",
+        "they read code, not what a user types",
+    ),
+    "model": (
+        "rotate attend require_lm_head require_fit",
+        "without contract in each layer; the doors speak as Llama, generate, …",
+    ),
+    "tokenizer": ("load_pieces", "speaks as Tokenizer, which is in the table"),
+    "data": ("PairExample", "made by pair_example, 200,000 times in a run"),
+    "fast": ("require_past", "speaks as its callers, which are in the table"),
+    "generate": (
+        "require_finite require_room sample_responses",
+        "speak as generate, of which they are parts",
+    ),
+    "ppo": ("require_prompts require_sound", "speak as train_ppo"),
+    "audit": ("Audit", "made by audit"),
+    "world": (
+        "Draw Answer connect sigmoid",
+        "inside write_answer and Annotator, hundreds of thousands of times",
+    ),
+    "stages": ("shown", "takes any name"),
+    "pipeline": ("question_ids", "speaks as ask, which is in the table"),
+    "store": (
+        "say content code_in sources_of Stage",
+        "speak as key, or are made by stage",
+    ),
+    "__main__": (
+        "Parser temperature settings_of main",
+        "test_main.py has the command line",
+    ),
+}
+
+
+def public(module):
+    """The names of a module's own functions and classes that take arguments.
+
+    Not errors: those are what a caller gets.
+    """
+    for name, value in vars(module).items():
+        is_own = getattr(value, "__module__", None) == module.__name__
+        is_error = isinstance(value, type) and issubclass(value, Exception)
+        if not name.startswith("_") and is_own and callable(value) and not is_error:
+            if inspect.signature(value).parameters:
+                yield name
+
+
+def test_the_table_knows_every_public_function():
+    assert len(CASES) >= 140
+    assert set(GOOD) == set(BAD)
+    known = {(f.__module__, f.__qualname__) for f in BAD}
+    unknown = []
+    for found in pkgutil.iter_modules(minillama.__path__):
+        if found.ispkg:
+            continue
+        module = importlib.import_module(f"minillama.{found.name}")
+        excepted = EXCEPTIONS.get(found.name, ("", ""))[0].split()
+        names = set(public(module))
+        assert set(excepted) <= names, f"{found.name} has no such names"
+        unknown += [
+            f"{found.name}.{name}"
+            for name in sorted(names - set(excepted))
+            if (module.__name__, name) not in known
+        ]
+    assert unknown == []
