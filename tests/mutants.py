@@ -39,7 +39,7 @@ NO_RUN = ["--deselect", "tests/test_pipeline.py::test_run_and_ask_offline"]  # 6
 TESTS = {
     "data": ["test_data.py"],
     "exact": ["test_exact.py"],
-    "fast": ["test_fast.py", "test_lm.py", "test_reward_model.py", "test_ppo.py"],
+    "fast": ["test_fast.py"],
     "gae": ["test_gae.py"],
     "generate": ["test_generate.py"],
     "kl": ["test_kl.py"],
