@@ -8,6 +8,9 @@ survivor, and exits with 1 if fewer than 90 % are killed.
 mutmut leaves decorated functions alone, so in the copy `@expects(…)` above `def f`
 becomes `f = expects(…)(f)` below it: the same function, with a body that is mutated.
 
+With `ARGS=--survivors` only the survivors of the last run and the functions changed
+since then are run again: for work on the tests. What counts is a run of all.
+
 A survivor that computes the same as the original goes, as it was printed and with a
 reason, into tests/equivalent_mutants.txt; it is counted apart.
 """
@@ -30,11 +33,13 @@ STAY = {"property", "cached_property", "staticmethod", "classmethod", "setter"}
 SURVIVED = {0, 5, 33, None}  # exit codes of mutmut; 5 and 33: no test calls it
 TIMEOUT = {-24, 24, 36, 152, 255}
 
-# The unit tests of each file; other words are options of pytest, e.g. --deselect.
+RACE = "tests/test_course.py::test_of_two_processes_at_once_one_builds"  # 12 s
+NO_RUN = ["--deselect", "tests/test_pipeline.py::test_run_and_ask_offline"]  # 60 s
+# The unit tests of each file, as far as they exist, and options of pytest.
 TESTS = {
     "data": ["test_data.py"],
     "exact": ["test_exact.py"],
-    "fast": ["test_fast.py", "test_lm.py", "test_reward_model.py", "test_ppo.py"],
+    "fast": ["test_fast.py"],
     "gae": ["test_gae.py"],
     "generate": ["test_generate.py"],
     "kl": ["test_kl.py"],
@@ -45,11 +50,11 @@ TESTS = {
     "preference_loss": ["test_preference_loss.py"],
     "reward_model": ["test_reward_model.py"],
     "reward_selection": ["test_reward_selection.py"],
-    "stages": ["test_pipeline.py"],
-    "store": ["test_pipeline.py"],
+    "stages": ["test_stages.py", "test_pipeline.py", *NO_RUN],
+    "store": ["test_store.py", "test_course.py", "--deselect", RACE],
     "whiten": ["test_whiten.py"],
 }
-# What every public function refuses: for all files, as soon as it exists.
+# What every public function refuses: for all files.
 ALWAYS = ["test_bad_input.py"]
 
 # Left out, these save two garbage collections of 0.2 s each, per mutant.
@@ -110,13 +115,14 @@ def prepare(file, folder):
     conftest = Path("conftest.py").read_text()
     (folder / "conftest.py").write_text(f"{conftest}{FORGET}")
     (folder / file).write_text(decorators_below(file.read_text()))
-    tests = TESTS[file.stem] + [name for name in ALWAYS if Path("tests", name).exists()]
-    selection = [f"tests/{word}" if word.endswith(".py") else word for word in tests]
+    words = [*TESTS[file.stem], *ALWAYS]
+    words = [f"tests/{word}" if word.endswith(".py") else word for word in words]
+    words = [word for word in words if word[-3:] != ".py" or Path(word).exists()]
     settings = {
         "source_paths": "minillama",
         "only_mutate": file,
         "also_copy": "conftest.py",
-        "pytest_add_cli_args_test_selection": "\n    ".join(["", *selection]),
+        "pytest_add_cli_args_test_selection": "\n    ".join(["", *words]),
         "pytest_add_cli_args": "\n    ".join(["", *QUICK]),
         # A mutant may take ten times as long as its tests took, and ten seconds.
         "timeout_multiplier": 10,
@@ -140,7 +146,8 @@ def run_mutmut(folder):
             stderr=log,
         )
     if done.returncode:
-        sys.exit((folder / "mutmut.log").read_text()[-6000:])
+        end = (folder / "mutmut.log").read_text()[-3000:]
+        sys.exit(f"{end}\nmutants: mutmut stopped; do the tests pass without mutants?")
 
 
 def read_mutants(file, folder):
@@ -223,7 +230,14 @@ def main():
     if file.stem not in TESTS:
         sys.exit(f"mutants: FILE must be one of {', '.join(TESTS)}, got {file}")
     folder = Path("build/mutants") / file.stem
+    meta = folder / "mutants" / f"{file}.meta"
+    kept = json.loads(meta.read_text()) if "--survivors" in sys.argv else None
     prepare(file, folder)
+    if kept:  # mutmut runs what has no result yet, and what is in a changed function
+        codes = kept["exit_code_by_key"]
+        codes |= {key: None for key, code in codes.items() if code in SURVIVED}
+        meta.parent.mkdir(parents=True)
+        meta.write_text(json.dumps(kept))
     run_mutmut(folder)
     mutants = read_mutants(file, folder)
     sys.exit(report(file, mutants, read_equivalent(file), time.time() - start) < LEAST)

@@ -1,3 +1,5 @@
+"""The part of `make mutants` that changes source text: decorators move below."""
+
 import textwrap
 
 import torch
