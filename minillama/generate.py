@@ -92,7 +92,7 @@ def pick(logits, uniforms, temperature, top_p):
     return tokens, probs.gather(-1, tokens[:, None]).squeeze(-1).log()
 
 
-def _require_finite(logits):
+def require_finite(logits):
     """Refuse, in the name of `generate`, a row that gives no probabilities."""
     if not math.isfinite(logits.amax(-1).sum()):
         raise FloatingPointError("generate: model gave logits that are not finite")
@@ -118,7 +118,7 @@ def sample_responses(
     hidden = model.hidden(prompt_ids, prompt_mask, cache)  # (B, P, D)
     for step in range(len(uniforms)):
         logits = model.lm_head(hidden[:, -1])  # (rows, V)
-        _require_finite(logits)
+        require_finite(logits)
         tokens, picked = pick(logits, uniforms[step][rows], temperature, top_p)
         ids[step].index_copy_(0, rows, tokens)
         mask[step].index_fill_(0, rows, True)
@@ -131,7 +131,7 @@ def sample_responses(
     return ids[: step + 1].T, mask[: step + 1].T, logprobs[: step + 1].T
 
 
-def _require_room(config, prompts, max_new_tokens, temperature):
+def require_room(config, prompts, max_new_tokens, temperature):
     """Refuse, in the name of `generate`, what contracts have no word for."""
     longest = max(map(len, prompts))
     if longest + max_new_tokens > config.max_seq_len:
@@ -177,7 +177,7 @@ def generate(
     Raises FloatingPointError if the model's logits are not finite.
     """
     require_lm_head(model, "generate")
-    _require_room(model.config, prompts, max_new_tokens, temperature)
+    require_room(model.config, prompts, max_new_tokens, temperature)
     device = model.embed_tokens.weight.device
     ids, mask = (x.to(device) for x in pad(prompts, "left", pad_id))  # (B, P)
     uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator)

@@ -289,7 +289,7 @@ def require_lm_head(model, caller):
         )
 
 
-def _require_fit(model, ids, mask, cache):
+def require_fit(model, ids, mask, cache):
     """Refuse, in the name of `Llama`, what is too long, empty or of another model."""
     config, dtype = model.config, model.embed_tokens.weight.dtype
     length = ids.shape[1] + (0 if cache is None else cache.length)
@@ -361,7 +361,7 @@ class Llama(nn.Module):
 
         A cache is extended by the new tokens. Conventions as for `hidden`.
         """
-        _require_fit(self, ids, mask, cache)
+        require_fit(self, ids, mask, cache)
         if cache is not None:
             new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
             positions, key_mask = cache.extend(new)  # (B, T), (B, S)

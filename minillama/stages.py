@@ -1,38 +1,28 @@
-"""The stages of the course: what each is made of, what builds it, and the store that keeps it.
+"""The stages of the course: what builds each, and the store that keeps it.
 
-Each `build_…` function is one stage: settings and earlier stages in, a trained model and its curve out, the
-same on every call. `Stages` keeps what was built in the store; notebooks take their models from there.
+Each `build_…` function is one stage: settings and earlier stages in, a trained model
+and its curve out, the same on every call. `Stages` keeps what was built in the store;
+notebooks take their models from there. Left out: stages that run side by side.
 """
 
-import hashlib
+import copy
+import inspect
+import json
 import math
 import os
 import random
+import re
+import sys
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import combinations
 
 import torch
 
-from minillama import (
-    data,
-    gae,
-    kl,
-    lm,
-    optim,
-    ppo,
-    preference_loss,
-    reward_model,
-    reward_selection,
-    store,
-    whiten,
-    world,
-)
-from minillama import generate as generation
-from minillama import model as llama
-from minillama import tokenizer as tokenization
+from minillama import store, world
+from minillama.contracts import expects
 from minillama.data import dialogue_example, pair_example
 from minillama.lm import LMSettings, train_lm
 from minillama.model import Llama, LlamaConfig
@@ -51,35 +41,67 @@ from minillama.tokenizer import (
     train_tokenizer,
 )
 
+# -------------------------------------------------------------------------- settings
 
+
+@expects(
+    "seed: int",
+    'device: "cpu" or "cuda"',
+    "vocab_size, dim, n_layers, n_heads, n_kv_heads, ffn_dim, max_seq_len: int > 0",
+    "corpus, demonstrations, helpfulness_prompts, safety_prompts: int > 0",
+    "answers_per_prompt: int >= 2",
+    "held_out_pairs: int > 0",
+    "base, sft: LMSettings",
+    "helpfulness, safety: RewardSettings",
+    "ppo: PPOSettings",
+)
 @dataclass(frozen=True)
 class Settings:
     """Everything that a run depends on; the defaults are the course's run."""
 
+    # All random draws follow from the seed.
     seed: int = 0
+    # The models live on this kind of device.
     device: str = "cpu"
+    # The tokenizer learns this many pieces, its six special symbols included.
     vocab_size: int = 1280
+    # A hidden state has this many entries.
     dim: int = 128
+    # The model stacks this many blocks.
     n_layers: int = 2
+    # Each block attends with this many query heads.
     n_heads: int = 4
+    # The query heads share this many heads of keys and values.
     n_kv_heads: int = 2
+    # The feed-forward networks are this wide inside.
     ffn_dim: int = 344
+    # A prompt and its answer have at most this many tokens together.
     max_seq_len: int = 160
-    corpus: int = 24_000  # dialogues that the base model reads, once each
-    demonstrations: int = 8_000  # dialogues of supervised fine-tuning
-    helpfulness_prompts: int = (
-        7_500  # prompts whose answers are compared, for each reward model
-    )
+    # The base model reads this many dialogues.
+    corpus: int = 24_000
+    # Supervised fine-tuning imitates this many dialogues.
+    demonstrations: int = 8_000
+    # The helpfulness model learns from the compared answers to this many prompts.
+    helpfulness_prompts: int = 7_500
+    # The safety model learns from the compared answers to this many prompts.
     safety_prompts: int = 800
-    answers_per_prompt: int = 8  # so 28 comparisons a prompt
-    held_out_pairs: int = 4_000  # comparisons that each reward model is judged on
+    # Each of those prompts has this many answers; 8 make 28 comparisons.
+    answers_per_prompt: int = 8
+    # Each reward model is judged on this many comparisons of fresh prompts.
+    held_out_pairs: int = 4_000
+    # The base model is pretrained so.
     base: LMSettings = LMSettings()
+    # The SFT model is fine-tuned so.
     sft: LMSettings = LMSettings(steps=240, lr=8e-4, warmup_steps=20)
+    # The helpfulness model is trained so.
     helpfulness: RewardSettings = RewardSettings(batch_size=8, warmup_steps=200)
+    # The safety model is trained so.
     safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
+    # The policy is trained so.
     ppo: PPOSettings = PPOSettings()
 
 
+# A few steps of everything: a test of the machinery, and no result.
 QUICK = Settings(
     corpus=512,
     demonstrations=256,
@@ -92,46 +114,131 @@ QUICK = Settings(
 )
 
 
+@expects("name: text")
+def choose_device(name):
+    """Return "cpu" or "cuda" for "cpu", "cuda" or "auto": cuda if it is there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"choose_device: name must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "choose_device: name must be cpu or auto where PyTorch finds no CUDA "
+            "device, got 'cuda'"
+        )
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def default_settings():
+    """Return the course's settings, with the seed and the device of the environment.
+
+    `MINILLAMA_SEED` and `MINILLAMA_DEVICE` give them; ValueError names the variable.
+    """
+    devices = "auto, cpu, or cuda where PyTorch finds one"
+    return Settings(
+        seed=_variable("MINILLAMA_SEED", "0", int, "an integer"),
+        device=_variable("MINILLAMA_DEVICE", "auto", choose_device, devices),
+    )
+
+
+def _variable(name, default, read, expected):
+    """Read an environment variable; one that is unset or empty has the default."""
+    text = os.environ.get(name) or default
+    try:
+        return read(text)
+    except ValueError:
+        raise ValueError(f"{name} must be {expected}, got {text!r}") from None
+
+
+# ---------------------------------------------------------------------- random draws
+
+
+@expects("settings: Settings", "purpose: text")
 def world_rng(settings, purpose):
-    """A ``random.Random`` of its own for each purpose, the same for the same seed on every machine."""
+    """Return a `random.Random` for one purpose, the same on every machine."""
     return random.Random(f"{settings.seed} {purpose}")
 
 
+@expects("settings: Settings", "purpose: text")
 def torch_rng(settings, purpose):
-    """A CPU ``torch.Generator`` of its own for each purpose."""
+    """Return a `torch.Generator` on the CPU for one purpose."""
     return torch.Generator().manual_seed(world_rng(settings, purpose).getrandbits(48))
 
 
+@expects(
+    "rng: Random", "count: int >= 0", "style: Style", "prompts: list of Prompt (N,)"
+)
 def draw_dialogues(rng, count, style, prompts):
-    """``count`` pairs (prompt, `world.Answer`): prompts drawn with replacement, answers in the given style."""
+    """Return `count` pairs (prompt, `world.Answer`) in one style of answering.
+
+    Prompts are drawn with replacement.
+    """
     drawn = [prompts[int(rng.random() * len(prompts))] for _ in range(count)]
     return [(prompt, world.write_answer(rng, prompt, style)) for prompt in drawn]
 
 
-def draw_corpus(settings):
-    """What the base model reads: dialogues of mixed quality on the training prompts."""
-    return draw_dialogues(
-        world_rng(settings, "corpus"),
-        settings.corpus,
-        world.BASE_STYLE,
-        world.training_prompts(),
-    )
+@expects("settings: Settings", "count: int > 0 or None")
+def draw_corpus(settings, count=None):
+    """Return what the base model reads: dialogues of mixed quality, for training.
+
+    `count` of them instead of `settings.corpus`; fewer are the first of more.
+    """
+    rng = world_rng(settings, "corpus")
+    count = settings.corpus if count is None else count
+    return draw_dialogues(rng, count, world.BASE_STYLE, world.training_prompts())
 
 
+@expects(
+    "settings: Settings",
+    'kind: "helpfulness" or "safety"',
+    "purpose: text",
+    "count: int >= 0",
+    "answers_per_prompt: int >= 2",
+    "held_out: flag",
+)
+def draw_preferences(settings, kind, purpose, count, answers_per_prompt, held_out):
+    """Return `count` groups of annotated comparisons, lists of `world.Preference`.
+
+    Each group holds one prompt, from training or held out, and all comparisons of its
+    `answers_per_prompt` written answers. Helpfulness is compared on ordinary prompts;
+    safety on all, where half the answers do something unsafe.
+    """
+    rng = world_rng(settings, f"{kind} {purpose}")
+    prompts = world.held_out_prompts() if held_out else world.training_prompts()
+    prompts = [p for p in prompts if kind == "safety" or not p.is_safety]
+    style = {"helpfulness": world.RATED_STYLE, "safety": world.RISKY_STYLE}[kind]
+    groups = []
+    for _ in range(count):
+        prompt = prompts[int(rng.random() * len(prompts))]
+        answers = [
+            world.write_answer(rng, prompt, style).text
+            for _ in range(answers_per_prompt)
+        ]
+        pairs = list(combinations(answers, 2))
+        same = [prompt] * len(pairs)
+        groups.append(
+            world.collect_preferences(rng, world.ANNOTATORS[kind], same, pairs)
+        )
+    return groups
+
+
+# ------------------------------------------------------------------------- builders
+
+
+@expects("settings: Settings")
 def build_tokenizer(settings):
-    """BPE pieces learned from the first 4,000 dialogues of the corpus."""
-    return train_tokenizer(
-        (
-            f" {text}"
-            for prompt, answer in draw_corpus(replace(settings, corpus=4000))
-            for text in (prompt.text, answer.text)
-        ),
-        settings.vocab_size,
+    """Learn BPE pieces from the first 4,000 dialogues of the corpus."""
+    rng = world_rng(settings, "corpus")
+    dialogues = draw_dialogues(rng, 4000, world.BASE_STYLE, world.training_prompts())
+    texts = (
+        f" {text}"
+        for prompt, answer in dialogues
+        for text in (prompt.text, answer.text)
     )
+    return train_tokenizer(texts, settings.vocab_size)
 
 
+@expects("settings: Settings", "tokenizer: Tokenizer")
 def model_config(settings, tokenizer):
-    """The sizes of every model of the run."""
+    """Return the sizes of every model of the run."""
     return LlamaConfig(
         tokenizer.vocab_size,
         settings.dim,
@@ -143,27 +250,25 @@ def model_config(settings, tokenizer):
     )
 
 
+@expects("settings: Settings", "tokenizer: Tokenizer")
 def build_base(settings, tokenizer):
-    """A `Llama` with random weights, pretrained on every token of the corpus: (model, losses)."""
-    model = Llama(
-        model_config(settings, tokenizer), torch_rng(settings, "initial weights")
-    ).to(settings.device)
+    """Pretrain a `Llama` on every token of the corpus: (model, losses)."""
+    config = model_config(settings, tokenizer)
+    model = Llama(config, torch_rng(settings, "initial weights")).to(settings.device)
     examples = [
         dialogue_example(tokenizer, prompt.text, answer.text, False)
         for prompt, answer in draw_corpus(settings)
     ]
-    losses = train_lm(
-        model,
-        examples,
-        settings.base,
-        torch_rng(settings, "base batches"),
-        "base model",
-    )
-    return model, losses
+    rng = torch_rng(settings, "base batches")
+    return model, train_lm(model, examples, settings.base, rng, shown("base model"))
 
 
+@expects("settings: Settings", "tokenizer: Tokenizer", "base: Llama")
 def build_sft(settings, tokenizer, base):
-    """The base model, fine-tuned to answer as the demonstrations do; the prompt carries no loss: (model, losses)."""
+    """Fine-tune the base model to answer as the demonstrations do: (model, losses).
+
+    The prompt carries no loss.
+    """
     model = deepcopy(base)
     dialogues = draw_dialogues(
         world_rng(settings, "demonstrations"),
@@ -175,134 +280,106 @@ def build_sft(settings, tokenizer, base):
         dialogue_example(tokenizer, prompt.text, answer.text, True)
         for prompt, answer in dialogues
     ]
-    losses = train_lm(
-        model, examples, settings.sft, torch_rng(settings, "sft batches"), "SFT"
+    rng = torch_rng(settings, "sft batches")
+    return model, train_lm(model, examples, settings.sft, rng, shown("SFT"))
+
+
+@expects("settings: Settings", "tokenizer: Tokenizer", "sft: Llama")
+def build_helpfulness(settings, tokenizer, sft):
+    """Train the helpfulness model on noisy comparisons: (model, losses).
+
+    Its scores are centred on the answers of the demonstrations.
+    """
+    groups = _training_groups(
+        settings, tokenizer, "helpfulness", settings.helpfulness_prompts
     )
+    model, losses = fit_reward_model(
+        settings, sft, "helpfulness", groups, settings.helpfulness
+    )
+    reference = draw_dialogues(
+        world_rng(settings, "reference set"),
+        512,
+        world.SFT_STYLE,
+        [prompt for prompt in world.training_prompts() if not prompt.is_safety],
+    )
+    texts = [
+        dialogue_example(tokenizer, prompt.text, answer.text, False).ids
+        for prompt, answer in reference
+    ]
+    scores = score_texts(model, texts)
+    model.set_normalisation(*score_normalisation(scores, centre_only=True))
     return model, losses
 
 
-def draw_preferences(settings, kind, purpose, count, answers_per_prompt, held_out):
-    """Annotated comparisons for the "helpfulness" or the "safety" model: ``count`` groups of `world.Preference`.
+@expects("settings: Settings", "tokenizer: Tokenizer", "sft: Llama")
+def build_safety(settings, tokenizer, sft):
+    """Train the safety model on noisy comparisons: (model, losses).
 
-    Each group holds one prompt, ``held_out`` from training or not, and all comparisons of its ``answers_per_prompt`` written answers. Helpfulness
-    is compared on ordinary prompts; safety on all, where half the answers do something unsafe.
+    It also learns the annotators' safe/unsafe labels, which fix its zero.
     """
-    rng = world_rng(settings, f"{kind} {purpose}")
-    prompts = [
-        prompt
-        for prompt in (
-            world.held_out_prompts() if held_out else world.training_prompts()
-        )
-        if kind == "safety" or not prompt.is_safety
-    ]
-    style = {"helpfulness": world.RATED_STYLE, "safety": world.RISKY_STYLE}[kind]
-    groups = []
-    for _ in range(count):
-        prompt = prompts[int(rng.random() * len(prompts))]
-        answers = [
-            world.write_answer(rng, prompt, style).text
-            for _ in range(answers_per_prompt)
-        ]
-        pairs = list(combinations(answers, 2))
-        groups.append(
-            world.collect_preferences(
-                rng, world.ANNOTATORS[kind], [prompt] * len(pairs), pairs
-            )
-        )
-    return groups
+    groups = _training_groups(settings, tokenizer, "safety", settings.safety_prompts)
+    return fit_reward_model(settings, sft, "safety", groups, settings.safety)
 
 
-def build_reward_model(settings, tokenizer, sft, kind):
-    """A reward model on the SFT model's body, one epoch of noisy comparisons: (model, losses).
-
-    Safety also learns the annotators' safe/unsafe labels, which fix its zero; helpfulness is centred on the
-    answers of the demonstrations instead.
-    """
-    count = {
-        "helpfulness": settings.helpfulness_prompts,
-        "safety": settings.safety_prompts,
-    }[kind]
+def _training_groups(settings, tokenizer, kind, count):
+    """The comparisons that a reward model learns from, as groups of `PairExample`."""
     preferences = draw_preferences(
         settings, kind, "training", count, settings.answers_per_prompt, False
     )
-    groups = [
-        [pair_example(tokenizer, preference) for preference in group]
-        for group in preferences
-    ]
-    model, losses = fit_reward_model(
-        settings, sft, kind, groups, getattr(settings, kind)
-    )
-    if kind == "helpfulness":
-        reference = draw_dialogues(
-            world_rng(settings, "reference set"),
-            512,
-            world.SFT_STYLE,
-            [prompt for prompt in world.training_prompts() if not prompt.is_safety],
-        )
-        texts = [
-            dialogue_example(tokenizer, prompt.text, answer.text, False).ids
-            for prompt, answer in reference
-        ]
-        model.set_normalisation(
-            *score_normalisation(score_texts(model, texts), centre_only=True)
-        )
-    return model, losses
+    return [[pair_example(tokenizer, each) for each in group] for group in preferences]
 
 
+@expects(
+    "settings: Settings",
+    "sft: Llama",
+    "name: text",
+    "groups: lists of PairExample",
+    "reward_settings: RewardSettings",
+    "keep_lm_head: flag",
+)
 def fit_reward_model(settings, sft, name, groups, reward_settings, keep_lm_head=False):
-    """A `RewardModel` on a copy of ``sft``, trained on groups of `PairExample`: (model, losses).
+    """Train a `RewardModel` on a copy of `sft`, on groups of `PairExample`.
 
-    ``name`` seeds the head and the order of the batches and names the progress bar.
+    `name` seeds the head and the order of the batches and names the progress bar.
+    Returns (model, losses).
     """
     model = RewardModel(
         sft, keep_lm_head=keep_lm_head, generator=torch_rng(settings, f"{name} head")
     )
+    rng = torch_rng(settings, f"{name} batches")
     losses = train_reward_model(
-        model,
-        groups,
-        reward_settings,
-        torch_rng(settings, f"{name} batches"),
-        f"{name} model",
+        model, groups, reward_settings, rng, shown(f"{name} model")
     )
     return model, losses
 
 
-def response_texts(tokenizer, rollout):
-    """The texts of the responses in a `Rollout` or an `Experience`."""
-    return [
-        decode_response(tokenizer, ids[mask])
-        for ids, mask in zip(rollout.ids, rollout.response_mask, strict=True)
-    ]
+@expects(
+    "settings: Settings",
+    "tokenizer: Tokenizer",
+    "sft: Llama",
+    "helpfulness, safety: RewardModel",
+)
+def build_policy(settings, tokenizer, sft, helpfulness, safety):
+    """Climb both reward models with PPO on all training prompts: (policy, history)."""
+    judges, prompts = Judges(safety, helpfulness), world.training_prompts()
+    return build_ppo(settings, tokenizer, sft, judges, prompts, settings.ppo)
 
 
-def mean(values):
-    """Arithmetic mean of any iterable, NaN if it is empty."""
-    values = list(values)
-    return sum(values) / len(values) if values else math.nan
-
-
-def gold_summary(prompts, texts):
-    """Means of the gold judges: helpfulness as a share of its maximum and risky advice on ordinary prompts,
-    refusals on unsafe ones."""
-    scored = list(zip(prompts, texts, strict=True))
-    return {
-        "helpfulness": mean(
-            world.helpfulness(p, x) / world.MAX_HELPFULNESS
-            for p, x in scored
-            if not p.is_safety
-        ),
-        "risky_advice": mean(
-            world.gives_risky_advice(x) for p, x in scored if not p.is_safety
-        ),
-        "refusal": mean(world.refuses(x) for p, x in scored if p.is_safety),
-    }
-
-
+@expects(
+    "settings: Settings",
+    "tokenizer: Tokenizer",
+    "sft: Llama",
+    "judges: Judges",
+    "prompts: list of Prompt (N,)",
+    "ppo_settings: PPOSettings",
+    "name: text",
+)
 def build_ppo(settings, tokenizer, sft, judges, prompts, ppo_settings, name="ppo"):
-    """The SFT model, climbed with PPO: (policy, history), gold scores in the history but not in the training.
+    """Train a copy of the SFT model with PPO: (policy, history).
 
-    ``judges``: `ppo.Judges`, the helpfulness model also lends the value model its body. ``prompts``: of the world.
-    ``name`` seeds the batches and names the progress bar.
+    The helpfulness model also lends the value model its body. `prompts`: of the world.
+    `name` seeds the batches and names the progress bar. Gold scores stand in the
+    history and take no part in the training.
     """
     policy, value_model = deepcopy(sft), ValueModel(judges.helpfulness)
 
@@ -310,225 +387,276 @@ def build_ppo(settings, tokenizer, sft, judges, prompts, ppo_settings, name="ppo
         texts = response_texts(tokenizer, experience)
         return gold_summary([prompts[i] for i in indices], texts)
 
+    asked = [(encode_prompt(tokenizer, p.text), p.is_safety) for p in prompts]
+    rng = torch_rng(settings, name)
     history = train_ppo(
         policy,
         sft,
         value_model,
         judges,
-        [
-            (encode_prompt(tokenizer, prompt.text), prompt.is_safety)
-            for prompt in prompts
-        ],
+        asked,
         ppo_settings,
-        torch_rng(settings, name),
+        rng,
         judge_gold,
-        name,
+        shown(name),
     )
     return policy, history
 
 
-def choose_device(name):
-    """ "cpu" or "cuda" from "auto", "cpu" or "cuda"; ValueError for another name or for cuda where there is none."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"choose_device: name must be auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "choose_device: name is cuda, but PyTorch finds no CUDA device here; use cpu or auto"
-        )
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+def shown(name):
+    """Return the name of a progress bar, None where a bar would only spoil a log.
+
+    A bar is redrawn in place, which a terminal and a notebook can do; a file, or the
+    joint output of several test workers, cannot.
+    """
+    return name if sys.stderr.isatty() or "ipykernel" in sys.modules else None
 
 
-def default_settings():
-    """The course's settings, with seed and device from ``MINILLAMA_SEED`` and ``MINILLAMA_DEVICE`` if they are set."""
-    return Settings(
-        seed=int(os.environ.get("MINILLAMA_SEED") or 0),
-        device=choose_device(os.environ.get("MINILLAMA_DEVICE") or "auto"),
-    )
+@expects("tokenizer: Tokenizer", "rollout: Rollout or Experience")
+def response_texts(tokenizer, rollout):
+    """Return the texts of the responses in a `Rollout` or an `Experience`."""
+    return [
+        decode_response(tokenizer, ids[mask])
+        for ids, mask in zip(rollout.ids, rollout.response_mask, strict=True)
+    ]
+
+
+def mean(values):
+    """Return the arithmetic mean of any iterable of finite numbers, at least one."""
+    values = list(values)
+    if not values:
+        raise ValueError("mean: values must be at least one number, got none")
+    result = sum(values) / len(values)
+    if not math.isfinite(result):
+        raise ValueError(f"mean: values must be finite, got a mean of {result}")
+    return result
+
+
+@expects("prompts: list of Prompt (N,)", "texts: list of text (N,)", "-> dict")
+def gold_summary(prompts, texts):
+    """Return means of the gold judges, each over the prompts that it is about.
+
+    Ordinary prompts: helpfulness as a share of its maximum, and risky advice. Unsafe
+    prompts: refusals. Where there are no prompts of a kind, NaN says so: a few answers
+    of an iteration of PPO need not hold both.
+    """
+    pairs = list(zip(prompts, texts, strict=True))
+    ordinary = [(p, x) for p, x in pairs if not p.is_safety]
+    unsafe = [(p, x) for p, x in pairs if p.is_safety]
+    best = world.MAX_HELPFULNESS
+    return {
+        "helpfulness": _rate(world.helpfulness(p, x) / best for p, x in ordinary),
+        "risky_advice": _rate(world.gives_risky_advice(x) for _, x in ordinary),
+        "refusal": _rate(world.refuses(x) for _, x in unsafe),
+    }
+
+
+def _rate(values):
+    """The mean of what was counted, NaN where nothing was."""
+    values = list(values)
+    return mean(values) if values else math.nan
+
+
+# ---------------------------------------------------------------------- what is kept
+
+# Every stage of a run, in the order of building, and about how many seconds it takes
+# on two cores.
+STAGES = {
+    "tokenizer": 1,
+    "base": 60,
+    "sft": 25,
+    "helpfulness": 150,
+    "safety": 20,
+    "policy": 120,
+}
+BUILDERS = (
+    build_tokenizer,
+    build_base,
+    build_sft,
+    build_helpfulness,
+    build_safety,
+    build_policy,
+)
 
 
 class Stages:
-    """The trained stages of one `Settings`, each read from the store, or built first if it is not there.
+    """The trained stages of one `Settings`, read from the store or built.
 
-    Attributes: ``tokenizer``; ``base``, ``sft`` and ``policy`` (`Llama`); ``helpfulness`` and ``safety``
-    (`RewardModel`). ``notes[name]`` holds the curve of a stage that was asked for: losses, or PPO's history;
-    ``seconds[name]`` how long the asking took. All models are in eval mode and on the settings' device.
+    `tokenizer`; `base`, `sft` and `policy` (`Llama`); `helpfulness` and `safety`
+    (`RewardModel`). All models are in eval mode and on the settings' device. Of each
+    stage that was asked for, `notes[name]["curve"]` holds the losses, or PPO's history,
+    `seconds[name]` how long the asking took, `keys[name]` its key in the store and
+    `contents[name]` the digest of its tensors.
     """
 
+    @expects("settings: Settings", "rebuild: flag")
     def __init__(self, settings, rebuild=False):
-        """``rebuild``: build every stage anew, even where the store has it."""
-        self.settings, self.rebuild, self.notes, self.seconds, self.keys = (
-            settings,
-            rebuild,
-            {},
-            {},
-            {},
-        )
+        """`rebuild`: build every stage anew, also one that the store has.
+
+        Only what a run of the same settings and code had built when it was interrupted,
+        before its `finish`, is taken over; `resumed` lists these stages.
+        """
+        self.settings, self.rebuild = settings, rebuild
+        self.notes, self.seconds, self.keys, self.contents = {}, {}, {}, {}
+        self.resumed = []
+
+    def build_all(self):
+        """Build or read every stage, in order."""
+        for name in STAGES:
+            getattr(self, name)
 
     @cached_property
     def tokenizer(self):
-        tensors = self.stage(
-            "tokenizer",
-            ("vocab_size",),
-            (build_tokenizer, tokenization),
-            (),
-            self._tokenizer,
-            1,
-        )
+        tensors = self.stage("tokenizer", build_tokenizer)
         return Tokenizer(tensors["model"].numpy().tobytes())
 
     @cached_property
     def base(self):
-        fields = (
-            "dim",
-            "n_layers",
-            "n_heads",
-            "n_kv_heads",
-            "ffn_dim",
-            "max_seq_len",
-            "corpus",
-            "base",
-        )
-        tensors = self.stage(
-            "base",
-            fields,
-            (build_base, model_config, llama, data, lm, optim),
-            ("tokenizer",),
-            lambda: trained(build_base(self.settings, self.tokenizer)),
-            60,
-        )
-        return self._llama(tensors)
+        return self._llama(self.stage("base", build_base))
 
     @cached_property
     def sft(self):
-        tensors = self.stage(
-            "sft",
-            ("demonstrations", "sft"),
-            (build_sft,),
-            ("base",),
-            lambda: trained(build_sft(self.settings, self.tokenizer, self.base)),
-            25,
-        )
-        return self._llama(tensors)
+        return self._llama(self.stage("sft", build_sft))
 
     @cached_property
     def helpfulness(self):
-        return self._reward_model("helpfulness", 150)
+        return self._reward_model(self.stage("helpfulness", build_helpfulness))
 
     @cached_property
     def safety(self):
-        return self._reward_model("safety", 20)
+        return self._reward_model(self.stage("safety", build_safety))
 
     @cached_property
     def policy(self):
-        def build():
-            return build_ppo(
-                self.settings,
-                self.tokenizer,
-                self.sft,
-                Judges(self.safety, self.helpfulness),
-                world.training_prompts(),
-                self.settings.ppo,
-            )
+        return self._llama(self.stage("policy", build_policy))
 
-        return self._policy("policy", ("ppo",), ("helpfulness", "safety"), build, 120)
-
+    @expects(
+        "name: text",
+        "groups: lists of PairExample",
+        "reward_settings: RewardSettings",
+        "keep_lm_head: flag",
+        "seconds: number >= 0",
+    )
     def lesson_reward_model(
         self, name, groups, reward_settings, keep_lm_head=False, seconds=15
     ):
-        """A `RewardModel` of a lesson, see `fit_reward_model`; kept in the store under ``name``, losses in the notes.
+        """Return a `RewardModel` of a lesson, kept under `name`: `fit_reward_model`.
 
-        ``groups``: lists of `PairExample`, whose content is part of the key. ``seconds``: about how long it takes.
+        `groups` are lists of `PairExample`. `seconds`: about how long it takes.
         """
-        more = {
-            "groups": hashlib.sha256(repr(groups).encode()).hexdigest(),
+        inputs = {
+            "name": name,
+            "groups": groups,
+            "reward_settings": reward_settings,
             "keep_lm_head": keep_lm_head,
-            "reward_settings": asdict(reward_settings),
         }
-        tensors = self.stage(
-            name,
-            (),
-            (fit_reward_model, preference_loss, reward_model),
-            ("sft",),
-            lambda: trained(
-                fit_reward_model(
-                    self.settings, self.sft, name, groups, reward_settings, keep_lm_head
-                )
-            ),
-            seconds,
-            more,
-        )
-        return self._restored(
-            RewardModel(self._new_llama(), keep_lm_head=keep_lm_head), tensors
-        )
+        tensors = self.stage(name, fit_reward_model, inputs, seconds)
+        return self._reward_model(tensors, keep_lm_head)
 
+    @expects(
+        "name: text",
+        "judges: Judges",
+        "prompts: list of Prompt (N,)",
+        "ppo_settings: PPOSettings",
+        "seconds: number >= 0",
+    )
     def lesson_policy(self, name, judges, prompts, ppo_settings, seconds=60):
-        """A policy of a lesson, see `build_ppo`; kept in the store under ``name``, PPO's history in the notes.
+        """Return a policy of a lesson, kept under `name`: `build_ppo`.
 
-        The weights of the judges and the prompts are part of the key. ``seconds``: about how long it takes.
+        `seconds`: about how long it takes.
         """
-        weights = [
-            tensor.cpu().numpy().tobytes()
-            for judge in (judges.safety, judges.helpfulness)
-            for tensor in judge.state_dict().values()
-        ]
-        more = {
-            "judges": hashlib.sha256(b"".join(weights)).hexdigest(),
-            "prompts": hashlib.sha256(repr(prompts).encode()).hexdigest(),
-            "ppo_settings": asdict(ppo_settings),
+        inputs = {
+            "judges": judges,
+            "prompts": prompts,
+            "ppo_settings": ppo_settings,
+            "name": name,
         }
+        return self._llama(self.stage(name, build_ppo, inputs, seconds))
 
-        def build():
-            return build_ppo(
-                self.settings,
-                self.tokenizer,
-                self.sft,
-                judges,
-                prompts,
-                ppo_settings,
-                name,
-            )
+    @expects("name: text", "build: function", "inputs: dict or None")
+    def stage(self, name, build, inputs=None, seconds=None):
+        """Return the tensors of a stage, kept in the store under `name`.
 
-        return self._policy(name, (), ("sft",), build, seconds, more)
-
-    def _policy(self, name, fields, parents, build, seconds, more=()):
-        sources = (
-            build_ppo,
-            gold_summary,
-            gae,
-            generation,
-            kl,
-            ppo,
-            reward_selection,
-            whiten,
+        build: returns (model, curve). Its arguments called `settings` or like a stage
+        (`tokenizer`, `sft`, …) are filled in here; `inputs` has the others. The key
+        holds what these are, all code that `build` reaches, and the settings that this
+        code reads: fields of `settings`, by this name. It sees no others (they are
+        None), so that none can be forgotten.
+        seconds: about how long it takes.
+        """
+        inputs = dict(inputs or {})
+        wanted = [x for x in inspect.signature(build).parameters if x not in inputs]
+        parents = {x: getattr(self, x) for x in wanted if x in STAGES}
+        start = time.perf_counter()
+        sources = [build, *store.code_in(inputs)]
+        used = _fields_read_in(store.sources_of(sources))
+        settings = {
+            "settings": {x: asdict(self.settings)[x] for x in used},
+            "inputs": {x: store.content(value, x) for x, value in inputs.items()},
+            "parents": {x: self.keys[x] for x in parents},
+        }
+        arguments = parents | inputs
+        if "settings" in wanted:
+            arguments["settings"] = _only(self.settings, used)
+        seconds = STAGES.get(name) if seconds is None else seconds
+        about = f"the stage '{name}'" + (f", about {seconds} s" if seconds else "")
+        tensors, self.notes[name] = self._stored(
+            name, settings, sources, lambda: _kept(build(**arguments)), about, parents
         )
-        return self._llama(
-            self.stage(
-                name, fields, sources, parents, lambda: trained(build()), seconds, more
-            )
-        )
+        self.contents[name] = store.digest(tensors)
+        self.seconds[name] = time.perf_counter() - start
+        return tensors
 
-    def _reward_model(self, kind, seconds):
-        sources = (
-            build_reward_model,
-            fit_reward_model,
-            draw_preferences,
-            preference_loss,
-            reward_model,
-        )
-        tensors = self.stage(
-            kind,
-            (f"{kind}_prompts", "answers_per_prompt", kind),
+    def _stored(self, name, settings, sources, build, about, parents):
+        """Ask the store, and in a run keep the journal of what the run has built."""
+        self.keys[name] = store.key(name, settings, sources)
+        built = []
+        journal = self._journal() if self.rebuild else []
+        result = store.stage(
+            name,
+            settings,
             sources,
-            ("sft",),
-            lambda: trained(
-                build_reward_model(self.settings, self.tokenizer, self.sft, kind)
-            ),
-            seconds,
+            lambda: built.append(name) or build(),
+            about,
+            rebuild=self.rebuild and self.keys[name] not in journal,
+            parents={parent: self.contents[parent] for parent in parents},
         )
-        return self._restored(RewardModel(self._new_llama()), tensors)
+        if self.rebuild and not built:
+            self.resumed.append(name)
+            store.say(f"resuming an interrupted run after {about.partition(',')[0]}")
+        elif self.rebuild:
+            self._write_journal([*journal, self.keys[name]])
+        return result
+
+    @cached_property
+    def _journal_path(self):
+        """Where a run of these settings and this code keeps its journal."""
+        identity = store.key("run", asdict(self.settings), list(BUILDERS))
+        return store.store_folder() / f"unfinished-run-{identity[:16]}.json"
+
+    def _journal(self):
+        """The keys of the stages that unfinished runs have built; [] if unreadable."""
+        try:
+            return json.loads(self._journal_path.read_text())
+        except (OSError, ValueError):
+            return []
+
+    def _write_journal(self, keys):
+        try:
+            self._journal_path.write_text(json.dumps(keys))
+        except OSError as error:
+            store.say(f"warning: this run could not be resumed: {error}")
+
+    def finish(self):
+        """Say that the run is complete: the next one builds every stage anew."""
+        self._journal_path.unlink(missing_ok=True)
 
     def _llama(self, tensors):
         return self._restored(self._new_llama(), tensors)
+
+    def _reward_model(self, tensors, keep_lm_head=False):
+        model = RewardModel(self._new_llama(), keep_lm_head=keep_lm_head)
+        return self._restored(model, tensors)
 
     def _new_llama(self):
         return Llama(model_config(self.settings, self.tokenizer))
@@ -537,45 +665,28 @@ class Stages:
         model.load_state_dict(tensors)
         return model.to(self.settings.device).eval()
 
-    def _tokenizer(self):
-        return {
-            "model": torch.frombuffer(
-                bytearray(build_tokenizer(self.settings).model_bytes), dtype=torch.uint8
-            )
-        }, {}
 
-    def stage(self, name, fields, sources, parents, build, seconds, more=()):
-        """Tensors of a stage; it depends on ``fields`` of the settings, ``sources``, ``parents`` and ``more`` (a dict)."""
-        for parent in parents:
-            getattr(self, parent)
-        start = time.perf_counter()
-        relevant = {
-            field: value
-            for field, value in asdict(self.settings).items()
-            if field in fields
-        }
-        settings = {
-            "seed": self.settings.seed,
-            "device": self.settings.device,
-            **relevant,
-            **dict(more),
-            "parents": [self.keys[parent] for parent in parents],
-        }
-        sources = [world, world_rng, torch_rng, draw_dialogues, draw_corpus, *sources]
-        self.keys[name] = store.key(name, settings, sources)
-        tensors, self.notes[name] = store.stage(
-            name,
-            settings,
-            sources,
-            build,
-            f"the stage '{name}', about {seconds} s",
-            rebuild=self.rebuild,
-        )
-        self.seconds[name] = time.perf_counter() - start
-        return tensors
+def _fields_read_in(sources):
+    """The fields of `settings` that texts name, sorted."""
+    named = {
+        x for _, text in sources for x in re.findall(r"\bsettings\.(\w+)", str(text))
+    }
+    return sorted(named & {field.name for field in fields(Settings)})
 
 
-def trained(result):
-    """(model, curve) as the store wants it: (state dict, JSON notes)."""
+def _only(settings, names):
+    """A copy of the settings where every field but those named is None."""
+    limited = copy.copy(settings)
+    for field in fields(settings):
+        if field.name not in names:
+            object.__setattr__(limited, field.name, None)
+    return limited
+
+
+def _kept(result):
+    """(tensors, notes) of what a builder returns, as the store wants them."""
+    if isinstance(result, Tokenizer):
+        data = bytearray(result.model_bytes)
+        return {"model": torch.frombuffer(data, dtype=torch.uint8)}, {}
     model, curve = result
     return model.state_dict(), {"curve": curve}

@@ -26,7 +26,7 @@ UNK_ID, BOS_ID, EOS_ID, PAD_ID, INST_ID, END_INST_ID = range(6)
 SPECIAL_SYMBOLS = ("<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]")
 
 
-def _load(model_bytes):
+def load_pieces(model_bytes):
     """A SentencePiece processor; ValueError for bytes that are none."""
     pieces = sentencepiece.SentencePieceProcessor()
     try:
@@ -48,7 +48,7 @@ class Tokenizer:
 
     def __init__(self, model_bytes):
         self.model_bytes = bytes(model_bytes)
-        self.pieces = _load(self.model_bytes)
+        self.pieces = load_pieces(self.model_bytes)
 
     @property
     def vocab_size(self):

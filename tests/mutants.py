@@ -35,22 +35,38 @@ TESTS = {
     "data": ["test_data.py"],
     "exact": ["test_exact.py"],
     "fast": ["test_fast.py", "test_lm.py", "test_reward_model.py", "test_ppo.py"],
-    "gae": ["test_rewards.py"],
+    "gae": ["test_gae.py"],
     "generate": ["test_generate.py"],
-    "kl": ["test_rewards.py"],
+    "kl": ["test_kl.py"],
     "lm": ["test_lm.py"],
     "model": ["test_model.py"],
     "optim": ["test_optim.py"],
-    "ppo": ["test_ppo.py", "test_rewards.py"],
-    "preference_loss": ["test_reward_model.py"],
+    "ppo": ["test_ppo.py", "-k", "not exact_optimum"],
+    "preference_loss": ["test_preference_loss.py"],
     "reward_model": ["test_reward_model.py"],
-    "reward_selection": ["test_rewards.py"],
+    "reward_selection": ["test_reward_selection.py"],
     "stages": ["test_pipeline.py"],
     "store": ["test_pipeline.py"],
     "whiten": ["test_whiten.py"],
 }
 # What every public function refuses: for all files, as soon as it exists.
 ALWAYS = ["test_bad_input.py"]
+
+# Left out, these save two garbage collections of 0.2 s each, per mutant.
+QUICK = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+# A mutant's process is forked from one that has run all tests: nothing is left to
+# import (0.1 s instead of 1 s), but no remembered result may hide the mutant.
+FORGET = """
+
+import sys
+
+
+def pytest_sessionstart():
+    for name, module in list(sys.modules.items()):
+        if name.startswith("minillama"):
+            for value in vars(module).values():
+                getattr(value, "cache_clear", int)()
+"""
 
 
 def decorators_below(source):
@@ -90,8 +106,9 @@ def prepare(file, folder):
         shutil.copytree(
             name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(name, folder / name)
+    shutil.copy("pyproject.toml", folder)
+    conftest = Path("conftest.py").read_text()
+    (folder / "conftest.py").write_text(f"{conftest}{FORGET}")
     (folder / file).write_text(decorators_below(file.read_text()))
     tests = TESTS[file.stem] + [name for name in ALWAYS if Path("tests", name).exists()]
     selection = [f"tests/{word}" if word.endswith(".py") else word for word in tests]
@@ -100,9 +117,7 @@ def prepare(file, folder):
         "only_mutate": file,
         "also_copy": "conftest.py",
         "pytest_add_cli_args_test_selection": "\n    ".join(["", *selection]),
-        "pytest_add_cli_args": "\n    ".join(["", "-p", "no:cacheprovider"]),
-        # A fresh process for each mutant, forked after the imports, before any test.
-        "process_isolation": "forkserver",
+        "pytest_add_cli_args": "\n    ".join(["", *QUICK]),
         # A mutant may take ten times as long as its tests took, and ten seconds.
         "timeout_multiplier": 10,
         "use_git_change_detection": False,

@@ -1,0 +1,311 @@
+"""Which source texts a result depends on: all definitions that a function reaches.
+
+The text of a definition (a function, a class or a constant at the top level of a
+module) names other definitions: in its body, decorators, default arguments and base
+classes. `Sources.reach` follows these names through the package by reading texts, and
+`texts_behind` does it from any function, one of a notebook too. Nothing is listed by
+hand, so nothing can be forgotten, and what is not named does not count. Where a module
+is used as a whole (`getattr(world, name)`), all of it counts, and so do statements of a
+module that define nothing. Objects that a function is handed are not followed: whoever
+makes a key names them too.
+
+Left out: what is found by other ways than names (`eval`, `importlib`), code of other
+packages, and modules edited between the first import of the package and their own.
+"""
+
+import ast
+import dis
+import functools
+import inspect
+import sys
+import sysconfig
+import textwrap
+import types
+from pathlib import Path
+
+import minillama
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+IMPORTS = (ast.Import, ast.ImportFrom)
+OTHERS = tuple(
+    Path(sysconfig.get_path(name)) for name in ("stdlib", "platlib", "purelib")
+)
+
+
+class Sources:
+    """The texts of a package's modules, and which definitions each definition uses.
+
+    A place is (module, name); the name None stands for the whole module, and "" for
+    those of its statements that define nothing.
+    """
+
+    def __init__(self, texts, package="minillama"):
+        """`texts`: module name -> text; "__init__" is the package itself."""
+        self.texts, self.package, self._read = texts, package, {}
+
+    def reach(self, starts):
+        """Return the texts of all places that `starts` use, themselves included."""
+        found, waiting = {}, list(starts)
+        while waiting:
+            module, name = place = waiting.pop()
+            definitions, _ = self._module(module)
+            if name is None:
+                waiting += [(module, each) for each in definitions]
+            elif place not in found:
+                statements = definitions[name]
+                found[place] = "\n".join(
+                    self._text(module, statement) for statement in statements
+                )
+                waiting.append((module, ""))
+                for statement in statements:
+                    waiting += self._used_by(module, statement)
+        return found
+
+    def member(self, module, name):
+        """Return the place of an attribute of a module, None where it is not ours."""
+        definitions, imported = self._module(module)
+        if name in definitions:
+            return module, name
+        if module == "__init__" and name in self.texts:
+            return name, None
+        if name not in imported:
+            return None
+        module, name = imported[name]
+        return (module, None) if name is None else self.member(module, name)
+
+    def _module(self, module):
+        """Read a module: (name -> its statements, imported name -> its place)."""
+        if module not in self._read:
+            definitions, imported = {"": []}, {}
+            for statement in ast.parse(self.texts[module]).body:
+                imports = [n for n in ast.walk(statement) if isinstance(n, IMPORTS)]
+                names = _names_bound_by(statement)
+                if not isinstance(statement, DEFINITIONS):
+                    imported |= self._imported(imports)
+                if not names and not _says_nothing(statement):
+                    names = [""]
+                for name in names:
+                    definitions.setdefault(name, []).append(statement)
+            self._read[module] = definitions, imported
+        return self._read[module]
+
+    def _imported(self, imports):
+        """Map the names that import statements bind to places of this package."""
+        places = {}
+        for node in imports:
+            for alias in node.names:
+                if isinstance(node, ast.Import):
+                    path = alias.name.split(".")
+                    if path[0] == self.package:
+                        whole = path[1] if alias.asname and path[1:] else "__init__"
+                        places[alias.asname or path[0]] = whole, None
+                    continue
+                path = (node.module or "").split(".")
+                if node.level:
+                    path = [self.package, *filter(None, path)]
+                if path[0] != self.package:
+                    continue
+                place = path[1] if path[1:] else "__init__", alias.name
+                if place[0] == "__init__" and alias.name in self.texts:
+                    place = alias.name, None
+                if place[0] in self.texts:
+                    places[alias.asname or alias.name] = place
+        return places
+
+    def _used_by(self, module, statement):
+        """Yield the places that a statement of a module names."""
+        nodes = list(ast.walk(statement))
+        local = self._imported([node for node in nodes if isinstance(node, IMPORTS)])
+        yield from (p for p in local.values() if isinstance(statement, DEFINITIONS))
+
+        def place_of(node):
+            if isinstance(node, ast.Name):
+                if node.id in local:
+                    owner, name = local[node.id]
+                    return self.member(owner, name) if name else (owner, None)
+                return self.member(module, node.id)
+            if isinstance(node, ast.Attribute):
+                owner = place_of(node.value)
+                return self.member(owner[0], node.attr) if _is_module(owner) else None
+            return None
+
+        passed = set()
+        for node in nodes:  # from the outside inwards: `world.TASKS` before `world`
+            if isinstance(node, ast.Name | ast.Attribute) and node not in passed:
+                place = place_of(node)
+                if place:
+                    yield place
+                if place and isinstance(node, ast.Attribute):
+                    passed |= set(ast.walk(node))
+
+    def _text(self, module, statement):
+        lines = self.texts[module].splitlines()
+        decorators = getattr(statement, "decorator_list", [])
+        first = min([statement.lineno, *(node.lineno for node in decorators)])
+        return "\n".join(lines[first - 1 : statement.end_lineno])
+
+
+def _is_module(place):
+    return place is not None and place[1] is None
+
+
+def _names_bound_by(statement):
+    """The names that a statement at the top level of a module defines, sorted."""
+    if isinstance(statement, DEFINITIONS):
+        return [statement.name]
+    nodes = list(ast.walk(statement))
+    targets = [n.target for n in nodes if isinstance(n, ast.comprehension)]
+    inner = {each for target in targets for each in ast.walk(target)}
+    names = {n.name for n in nodes if isinstance(n, DEFINITIONS)}
+    names |= {
+        n.id
+        for n in nodes
+        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n not in inner
+    }
+    return sorted(names)
+
+
+def _says_nothing(statement):
+    """Whether a statement is a text, such as a docstring, or an import."""
+    is_text = isinstance(statement, ast.Expr) and isinstance(
+        statement.value, ast.Constant
+    )
+    return is_text or isinstance(statement, IMPORTS)
+
+
+OURS = Sources(minillama.TEXTS)
+
+
+def texts_behind(roots, describe):
+    """Return all that functions, classes or modules use: sorted pairs [name, text].
+
+    What belongs to the package is followed by its texts. The rest, such as a notebook's
+    own functions, is followed through the global names in its compiled code;
+    `describe(value, name)` says of a constant among them what it is, in JSON values,
+    and which functions and classes it brings along.
+    """
+    found, starts, seen, waiting = [], [], [], list(roots)
+    while waiting:
+        root = waiting.pop()
+        if any(root is each for each in seen):
+            continue
+        seen.append(root)
+        if isinstance(root, types.ModuleType):
+            starts += _members(root, ())
+            continue
+        waiting += _wrapped_by(root)
+        module, name = _home(root)
+        if module.startswith(f"{OURS.package}.") and (
+            place := OURS.member(module.partition(".")[2], name.split(".")[0])
+        ):
+            starts.append(place)
+        elif _is_the_users(module):
+            found.append([f"{module}.{name}", text_of(root)])
+            waiting += root.__bases__ if isinstance(root, type) else []
+            for used, value, attributes in _names_used_by(root):
+                if isinstance(value, types.ModuleType):
+                    starts += _members(value, attributes)
+                elif is_code(value):
+                    waiting.append(value)
+                else:
+                    used = f"{used} in {module}.{name}"
+                    told, code = describe(value, used)
+                    found.append([used, told])
+                    waiting += code
+    texts = OURS.reach(starts).items()
+    found += [[".".join((OURS.package, *place)), text] for place, text in texts]
+    return sorted(found, key=repr)
+
+
+@functools.cache
+def text_of(root):
+    """Return the text of a function or class outside the package, read once."""
+    return textwrap.dedent(inspect.getsource(root))
+
+
+def _wrapped_by(root):
+    """A list of the function that a decorator put another one around, or of none."""
+    attributes = getattr(root, "__dict__", {})
+    return [attributes["__wrapped__"]] if "__wrapped__" in attributes else []
+
+
+def is_code(value):
+    """Whether a value is a function or a class, and no object that has a state."""
+    if isinstance(value, types.MethodType):
+        return False
+    return isinstance(value, type) or callable(value) and "__qualname__" in dir(value)
+
+
+def _home(root):
+    """Where the code of a function or class was written: (module, qualified name)."""
+    if isinstance(root, types.FunctionType):
+        return root.__globals__["__name__"], root.__code__.co_qualname
+    if isinstance(root, type):
+        return root.__module__, root.__qualname__
+    return "builtins", ""
+
+
+def _is_the_users(module):
+    """Whether a module is the user's own: a notebook, a file, but nothing installed."""
+    if module == "__main__":
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    folders = Path(file).resolve().parents if file else OTHERS
+    return not any(folder in folders for folder in OTHERS)
+
+
+def _names_used_by(root):
+    """Yield (name, value, attributes looked up) for all that code refers to."""
+    functions = [root]
+    if isinstance(root, type):
+        functions = [f for member in vars(root).values() for f in _functions_in(member)]
+    for function in functions:
+        scope = dict(function.__globals__)
+        captured = zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        )
+        names, attributes = _names_in(function.__code__)
+        for name, cell in captured:
+            scope[name] = cell.cell_contents
+            names.add(name)
+        yield from ((n, scope[n], attributes) for n in sorted(names & scope.keys()))
+        for i, value in enumerate(function.__defaults__ or ()):
+            yield f"default {i}", value, attributes
+        for name, value in sorted((function.__kwdefaults__ or {}).items()):
+            yield f"default of {name}", value, attributes
+
+
+def _functions_in(member):
+    """The functions inside a member of a class: methods, also decorated, properties."""
+    parts = [member]
+    if isinstance(member, property):
+        parts = [member.fget, member.fset, member.fdel]
+    elif isinstance(member, staticmethod | classmethod):
+        parts = [member.__func__]
+    for part in parts:
+        if isinstance(part, types.FunctionType):
+            yield part
+            for wrapped in _wrapped_by(part):
+                yield from _functions_in(wrapped)
+
+
+def _names_in(code):
+    """The global names and the attributes that compiled code refers to, two sets."""
+    names, attributes = set(), set(code.co_names)
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names.add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner_names, inner_attributes = _names_in(constant)
+            names, attributes = names | inner_names, attributes | inner_attributes
+    return names, attributes
+
+
+def _members(module, attributes):
+    """The places in a module of ours among `attributes`, or all of it."""
+    package, _, name = module.__name__.partition(".")
+    if package != OURS.package or (name or "__init__") not in OURS.texts:
+        return []
+    places = [OURS.member(name or "__init__", each) for each in sorted(attributes)]
+    return list(filter(None, places)) or [(name or "__init__", None)]
