@@ -328,6 +328,21 @@ def test_a_model_in_half_precision_stays_near_the_full_one(dtype):
     assert (cached - logits).float()[mask].abs().max() < 0.1 * expected[mask].std()
 
 
+@torch.no_grad()
+def test_tensors_are_made_where_the_model_is():
+    """The default device is one without data: what forgets the model's device fails."""
+    model = small()
+    ids, mask = padded(3, 6, "left", torch.Generator().manual_seed(1))
+    expected = model(ids, mask), model(ids)
+    with torch.device("meta"):
+        found = model(ids, mask), model(ids)
+        cache = KVCache(SMALL, 3, 6, device="cpu")
+        cached = model(ids, mask, cache)
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+    torch.testing.assert_close(cached[mask], expected[0][mask], atol=1e-5, rtol=0)
+
+
 def test_a_hole_is_as_if_it_were_not_there():
     model, ids = small(), torch.tensor([[3, 1, 4, 1, 5, 9]])
     mask = torch.tensor([[True, False, True, True, False, True]])
