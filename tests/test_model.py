@@ -257,6 +257,20 @@ def test_angles_by_hand():
     assert default.flatten().tolist() == pytest.approx([math.cos(1), math.cos(0.01)])
 
 
+def test_angles_are_float32_whatever_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        cos, sin = rope_cos_sin(torch.tensor([[0, 3]]), 4, 100.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cos.dtype == sin.dtype == torch.float32
+
+
+def test_a_layer_alone_is_the_first_of_a_cache():
+    assert Attention(SMALL).layer == Block(SMALL).self_attn.layer == 0
+    assert [block.self_attn.layer for block in small().layers] == [0, 1]
+
+
 def test_a_quarter_turn_by_hand():
     """(x0, x2) = (1, 3) and (x1, x3) = (2, 4): the second pair turns by 90 degrees."""
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
