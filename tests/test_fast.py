@@ -116,6 +116,21 @@ def test_by_length_scores_as_one_call_does(lengths, layout, pooling):
     assert_same(judge, fast.by_length(judge, mask, ids, mask), judge(ids, mask))
 
 
+def test_tensors_are_made_where_their_inputs_are():
+    """The default device is one without data: what forgets its input's device fails."""
+    model = small()
+    ids, mask = batch(LENGTHS["unequal"], "left")
+    counted = response(mask)
+    going = torch.tensor([True, False, True, True])
+    cache = cache_of(4)
+    with torch.device("meta"):
+        logprobs = fast.response_logprobs(model, ids, mask, counted)
+        (kept,) = fast.keep_rows(cache, going, ids[:4])
+    expected = lm.response_logprobs(model, ids, mask, counted)
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    assert torch.equal(kept, ids[[0, 3, 2]]) and cache.mask.device.type == "cpu"
+
+
 def test_by_length_by_hand():
     """Sums of real entries, and the entries doubled where they were."""
     x = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
@@ -152,7 +167,8 @@ def test_length_groups_hold_every_real_token_once_and_in_order():
     assert seen == {
         row: list(range(10 * n, 10 * n + n)) for row, n in enumerate(lengths)
     }
-    assert len(list(fast.length_groups(mask.repeat(5, 1)))) == 3  # 35 rows in sixteens
+    sizes = [len(rows) for rows, _ in fast.length_groups(mask.repeat(5, 1))]
+    assert sizes == [16, 16, 3]
 
 
 def cache_of(rows):

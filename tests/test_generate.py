@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from test_model import small, transplant
 
-from minillama.generate import Rollout, generate, pick, sample, top_p_filter
+from minillama.generate import (
+    Rollout,
+    generate,
+    pick,
+    sample,
+    sample_responses,
+    top_p_filter,
+)
 from minillama.reward_model import copy_body
 from minillama.tokenizer import EOS_ID, PAD_ID
 
@@ -100,6 +107,25 @@ def test_pick_by_hand():
     assert logprob.dtype == torch.float32 and logprob.item() == pytest.approx(
         exact, 1e-2
     )
+
+
+def test_top_p_of_1_drops_no_token_however_rare():
+    """Before token 0 stands the likelier token 1, whose probability rounds to 1."""
+    token, _ = pick(torch.tensor([[-20.0, 0.0]]), torch.tensor([0.0]), 1.0, 1.0)
+    assert token.tolist() == [0]
+
+
+def test_tensors_are_made_where_the_model_is():
+    """The default device is one without data: what forgets the model's device fails."""
+    model, ids = small(), torch.tensor([[5, 6, 7], [8, 9, 10]])
+    uniforms = torch.rand(6, 2, generator=rng(1))
+    arguments = (ids, torch.ones_like(ids, dtype=torch.bool), uniforms, 1.0, 0.9, 11, 0)
+    with torch.no_grad():
+        expected = sample_responses(model, *arguments)
+        with torch.device("meta"):
+            found = sample_responses(model, *arguments)
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_temperature_and_top_p_reach_the_draw():

@@ -257,6 +257,20 @@ def test_angles_by_hand():
     assert default.flatten().tolist() == pytest.approx([math.cos(1), math.cos(0.01)])
 
 
+def test_angles_are_float32_whatever_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        cos, sin = rope_cos_sin(torch.tensor([[0, 3]]), 4, 100.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cos.dtype == sin.dtype == torch.float32
+
+
+def test_a_layer_alone_is_the_first_of_a_cache():
+    assert Attention(SMALL).layer == Block(SMALL).self_attn.layer == 0
+    assert [block.self_attn.layer for block in small().layers] == [0, 1]
+
+
 def test_a_quarter_turn_by_hand():
     """(x0, x2) = (1, 3) and (x1, x3) = (2, 4): the second pair turns by 90 degrees."""
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
@@ -326,6 +340,21 @@ def test_a_model_in_half_precision_stays_near_the_full_one(dtype):
         1,
     )
     assert (cached - logits).float()[mask].abs().max() < 0.1 * expected[mask].std()
+
+
+@torch.no_grad()
+def test_tensors_are_made_where_the_model_is():
+    """The default device is one without data: what forgets the model's device fails."""
+    model = small()
+    ids, mask = padded(3, 6, "left", torch.Generator().manual_seed(1))
+    expected = model(ids, mask), model(ids)
+    with torch.device("meta"):
+        found = model(ids, mask), model(ids)
+        cache = KVCache(SMALL, 3, 6, device="cpu")
+        cached = model(ids, mask, cache)
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+    torch.testing.assert_close(cached[mask], expected[0][mask], atol=1e-5, rtol=0)
 
 
 def test_a_hole_is_as_if_it_were_not_there():

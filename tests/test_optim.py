@@ -85,6 +85,17 @@ def test_gradients_of_one_step_do_not_reach_the_next():
     assert norms == [2.0, 2.0]
 
 
+def test_a_weight_that_a_loss_does_not_reach_stays():
+    """Its momentum of the step before must not move it."""
+    model = Weight(1.0)
+    model.other = torch.nn.Parameter(torch.tensor(2.0))
+    stepper = Stepper(model, 0.1)
+    stepper.step(model.weight.sum() + model.other, [0])
+    moved = model.weight.item()
+    stepper.step(model.other, [0])
+    assert model.weight.item() == moved and model.weight.grad is None
+
+
 def test_frozen_weights_stay():
     model = torch.nn.Linear(1, 1)
     model.bias.requires_grad_(False)
