@@ -87,8 +87,8 @@ def test_what_is_not_supported_is_refused(theirs, changes, named):
     edit_config(folder, **changes)
     with pytest.raises(
         ValueError,
-        match="^load_llama: config.json must describe a plain LLaMA, got an unsupported "
-        f"{named}$",
+        match="^load_llama: config.json must describe a plain LLaMA, "
+        f"got an unsupported {named}$",
     ):
         load_llama(folder)
 
@@ -102,7 +102,8 @@ def test_every_wrong_tensor_is_named(theirs):
     with pytest.raises(
         ValueError,
         match=r"^load_llama: the tensors must be those of the config, got missing "
-        r"norm.weight; unexpected extra; lm_head.weight is \(3, 3\), expected \(40, 32\)",
+        r"norm.weight; unexpected extra; lm_head.weight is \(3, 3\), "
+        r"expected \(40, 32\)",
     ):
         load_llama(folder)
 
