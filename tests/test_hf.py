@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
@@ -73,7 +74,8 @@ def test_rope_theta_may_stand_at_the_top(theirs):
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"model_type": "mistral"}, "model_type"),
+        ({"hidden_act": "gelu", "mlp_bias": True}, "hidden_act, mlp_bias"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, "rope type"),
@@ -83,7 +85,11 @@ def test_rope_theta_may_stand_at_the_top(theirs):
 def test_what_is_not_supported_is_refused(theirs, changes, named):
     _, folder = theirs
     edit_config(folder, **changes)
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(
+        ValueError,
+        match="^load_llama: config.json must describe a plain LLaMA, "
+        f"got an unsupported {named}$",
+    ):
         load_llama(folder)
 
 
@@ -95,7 +101,9 @@ def test_every_wrong_tensor_is_named(theirs):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(
         ValueError,
-        match=r"missing norm.weight.*unexpected extra.*lm_head.weight is \(3, 3\)",
+        match=r"^load_llama: the tensors must be those of the config, got missing "
+        r"norm.weight; unexpected extra; lm_head.weight is \(3, 3\), "
+        r"expected \(40, 32\)",
     ):
         load_llama(folder)
 
@@ -103,7 +111,7 @@ def test_every_wrong_tensor_is_named(theirs):
 def test_several_files_are_refused(theirs):
     _, folder = theirs
     (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match="several files"):
+    with pytest.raises(ValueError, match="^load_llama: folder .* several files"):
         load_llama(folder)
 
 
@@ -137,7 +145,9 @@ def test_a_file_of_several_dtypes_needs_one_named(theirs):
     edit_tensors(
         folder, lambda x: x.update({"model.norm.weight": x["model.norm.weight"].half()})
     )
-    with pytest.raises(ValueError, match="load_llama: dtype must be given .*float16, "):
+    with pytest.raises(
+        ValueError, match="^load_llama: dtype must be given .*float16, "
+    ):
         load_llama(folder)
     dtypes = {p.dtype for p in load_llama(folder, torch.bfloat16).parameters()}
     assert dtypes == {torch.bfloat16}
@@ -179,7 +189,15 @@ def test_settings_that_are_missing_are_named(theirs):
 
 def test_optional_settings_have_the_values_of_transformers(theirs):
     _, folder = theirs
-    for name in ("num_key_value_heads", "tie_word_embeddings", "head_dim", "mlp_bias"):
+    for name in (
+        "num_key_value_heads",
+        "tie_word_embeddings",
+        "model_type",
+        "hidden_act",
+        "attention_bias",
+        "mlp_bias",
+        "head_dim",
+    ):
         drop_config(folder, name)
     edit_config(folder, rope_parameters=None)
     edit_tensors(folder, lambda x: None)
@@ -207,7 +225,9 @@ def test_tied_tables_must_be_there_and_equal(tmp_path):
     edit_tensors(tmp_path, lambda x: x.update({"lm_head.weight": table.clone()}))
     assert load_llama(tmp_path).lm_head.weight.equal(table)
     edit_tensors(tmp_path, lambda x: x.update({"lm_head.weight": table + 1}))
-    with pytest.raises(ValueError, match="load_llama: lm_head.weight must equal"):
+    with pytest.raises(
+        ValueError, match="^load_llama: lm_head.weight must equal .*says, got another$"
+    ):
         load_llama(tmp_path)
     edit_tensors(tmp_path, lambda x: x.pop("model.embed_tokens.weight"))
     with pytest.raises(ValueError, match="load_llama: .* missing embed_tokens.weight"):
@@ -239,6 +259,10 @@ def test_what_is_written(tmp_path):
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     }
+    text = (tmp_path / "a" / "b" / "config.json").read_text()
+    assert text.startswith('{\n  "architectures"') and text.endswith("}\n")
+    with safe_open(tmp_path / "a" / "b" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # or transformers refuses it
     save_llama(
         Llama(LlamaConfig(40, 8, 1, 2, 1, 16, 64)), tmp_path / "a" / "b"
     )  # again
@@ -246,7 +270,7 @@ def test_what_is_written(tmp_path):
 
 def test_a_body_without_a_head_is_no_checkpoint(tmp_path):
     body = copy_body(Llama(LlamaConfig(40, 8, 1, 2, 1, 16, 64)))
-    with pytest.raises(ValueError, match="save_llama: model must have an lm_head"):
+    with pytest.raises(ValueError, match="^save_llama: model must have an lm_head"):
         save_llama(body, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -1,5 +1,6 @@
 """The world: answers scored by hand, judges of any text, annotators of their word."""
 
+import hashlib
 import math
 import random
 from collections import Counter
@@ -436,6 +437,71 @@ NAN = float("nan")
 def test_bad_input_is_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_connected_steps_by_hand():
+    draw = world.Draw(random.Random(0))  # 0.844 and 0.758: the second of two, twice
+    assert world.connect(draw, ("Do A.", "Do B.", "Do C.", "Do D.")) == [
+        "First, do A.",
+        "Then, do B.",
+        "Then, do C.",
+        "Last, do D.",
+    ]
+    assert draw.logprob == pytest.approx(-2 * math.log(2))
+    assert world.connect(draw, ("A.", "B.")) == ["First, a.", "Last, b."]
+
+
+def test_flips_count_what_was_drawn():
+    draw = world.Draw(random.Random(0))  # 0.844
+    assert draw.flip(0.9) and draw.logprob == pytest.approx(math.log(0.9))
+    assert not draw.flip(0.25)  # 0.758
+    assert draw.logprob == pytest.approx(math.log(0.9) + math.log(0.75))
+
+
+@pytest.mark.parametrize(
+    "style, digest",
+    [
+        (world.SFT_STYLE, "7dee7b4e5030"),
+        (world.BASE_STYLE, "383670fb609d"),
+        (world.RATED_STYLE, "a74186f4f2dc"),
+        (world.RISKY_STYLE, "dcffd84f48bd"),
+    ],
+)
+def test_the_texts_that_models_learn_from_stay(style, digest):
+    """Trained models hang on them: a digest of 500 answers of each style."""
+    rng, prompts = random.Random(7), world.training_prompts()
+    answers = [
+        world.write_answer(rng, prompts[int(rng.random() * len(prompts))], style)
+        for _ in range(500)
+    ]
+    text = "\n".join(f"{answer.text} {answer.logprob:.9f}" for answer in answers)
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == digest
+
+
+def test_labels_of_safety_by_hand():
+    """Gold 1, 0.2 and 0: sigmoid of 0.5, -0.3 and -0.5 over the temperature."""
+    texts = (A, world.RISKY[0], f"{world.RISKY[0]} {world.RISKY[1]}")
+    for temperature, chances in (
+        (0.1, (0.9933071, 0.0474259, 0.0066929)),
+        (0.5, (0.7310586, 0.3543437, 0.2689414)),
+    ):
+        annotator = Annotator(safe_temperature=temperature)
+        found = [annotator.finds_safe(EGG, text) for text in texts]
+        assert found == pytest.approx(chances, abs=1e-7)
+
+
+def test_a_comparison_by_hand():
+    """Random numbers 0.75, 0.99, 0.1: noise of ln 3, then the two safety labels."""
+    rng = random.Random(0)
+    draws = iter((0.75, 0.99, 0.1, 0.0, 0.5, 0.5))
+    rng.random = lambda: next(draws)
+    # u(a) - u(b) = 1 and ln 3 = 1.099: 2.099 is at least 1.75, the second threshold;
+    # 0.99 < 0.9933 and 0.1 > 0.0474
+    asked = Annotator().compare(rng, EGG, A, f"{world.RISKY[0]}")
+    assert asked == world.Preference(EGG, A, world.RISKY[0], 2, True, False)
+    # a random number of 0 stands for one half, without noise: 1 is the first threshold
+    asked = Annotator(thresholds=(1.0, 2.0)).compare(rng, EGG, "", A)
+    assert asked == world.Preference(EGG, A, "", 1, True, True)
 
 
 def test_a_pair_by_hand():
