@@ -10,8 +10,8 @@ module that define nothing. Objects that a function is handed are not followed: 
 makes a key names them too.
 
 Left out: what is found by other ways than names (`eval`, `importlib`, `import *`), code
-of other packages, and modules that are edited after the first import of the package and before
-their own. The text of a user's own file is read when a key first needs it.
+of other packages, and modules that are edited after the first import of the package and
+before their own. The text of a user's own file is read when a key first needs it.
 """
 
 import ast

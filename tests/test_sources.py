@@ -499,6 +499,11 @@ BUILDERS = {
 FROM_THE_WORLD = set(BUILDERS) - {"lesson_reward_model"}
 
 
+@functools.cache
+def as_it_is(builder):
+    return sources.OURS.reach([("stages", builder)])
+
+
 def rebuilt_by(module, old, new):
     """The stages whose own code changes with an edit of a module of the package."""
     text = minillama.TEXTS[module]
@@ -506,8 +511,8 @@ def rebuilt_by(module, old, new):
     edited = Sources({**minillama.TEXTS, module: text.replace(old, new)})
     found = set()
     for name, builder in BUILDERS.items():
-        start = [("stages", builder.__name__)]
-        if edited.reach(start) != sources.OURS.reach(start):
+        found_now = edited.reach([("stages", builder.__name__)])
+        if found_now != as_it_is(builder.__name__):
             found.add(name)
     return found
 
