@@ -1,13 +1,18 @@
-# minillama. `make run` and `make test` need only Python 3.11 or newer and make: they set up .venv themselves.
+# minillama. Needs Python 3.11 or newer and make; .venv is set up once, by itself.
 #
-#   make run            train everything, from an empty model to an aligned policy, and report (ARGS="…")
-#   make test           all unit tests, then every notebook with its outputs compared
-#   make test NB=09     only that notebook
-#   make lab            JupyterLab, opened on the first notebook
-#   make sync           fill the notebooks' definition cells from the package
-#   make lint           ruff, and whether the definition cells agree with the package
-#   make bench          measure speed
-#   make clean          delete build/ (trained stages included) and caches; `make clean ALL=1` also deletes .venv
+#   make run             train everything, from an empty model to an aligned policy,
+#                        and report; options: make run ARGS="--seed 1"
+#   make test            all unit tests, and every notebook with its outputs compared
+#   make test NB=09      only that notebook; options of pytest: ARGS="-x"
+#   make lab             JupyterLab, opened on the first notebook (NB=09: on that one)
+#   make tidy            take out of the notebooks what running and saving leaves
+#   make sync            fill the notebooks' definition cells from the package
+#   make lint            ruff, and whether the definition cells agree with the package
+#   make bench           measure speed
+#   make mutants FILE=minillama/kl.py
+#                        whether the unit tests of a file notice a change in it
+#   make clean           delete build/ (trained stages included) and caches;
+#                        make clean ALL=1 also deletes .venv
 #
 # Another interpreter: make test PYTHON=python3.12
 
@@ -15,42 +20,73 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# How PyTorch's threads wait for each other. Asleep, so that other programs lose nothing (minillama/__init__.py says the
-# same; notebooks load PyTorch before it); but a run and a measurement want the machine to themselves, and awake is faster.
-test lab: export OMP_WAIT_POLICY ?= PASSIVE
-run bench: export OMP_WAIT_POLICY ?= ACTIVE
+# PyTorch's threads wait for each other asleep, so that other programs lose nothing.
+# minillama/__init__.py says the same, but notebooks load PyTorch before it.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 NOTEBOOKS := $(sort $(wildcard notebooks/$(if $(NB),$(NB)_)*.ipynb))
-# The root conftest.py serves both. Committed outputs belong to seed 0; on another seed only asserts count.
-STRICT := $(if $(filter-out 0,$(MINILLAMA_SEED)),--nbval-lax,--nbval)
-# A cell may have to build every stage on a busy machine; a kernel that died is noticed after this many seconds.
-NBVAL := $(STRICT) --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=3000
+ifneq ($(NB),)
+$(if $(NOTEBOOKS),,$(error there is no notebook $(NB): notebooks/$(NB)_*.ipynb))
+endif
 
-.PHONY: run test lab sync lint bench clean
+# The root conftest.py serves both. Committed outputs belong to seed 0; on another seed
+# only asserts count.
+STRICT := $(if $(filter-out 0,$(MINILLAMA_SEED)),--nbval-lax,--nbval)
+# A cell may have to build every stage on a busy machine; a kernel that died is noticed
+# after this many seconds.
+NBVAL := $(STRICT) --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg \
+  --nbval-cell-timeout=3000
+# One worker a core, one thread a worker, whole files in this order: the last notebook
+# builds the models that all need while the unit tests run; long notebooks come early.
+LAST := $(lastword $(NOTEBOOKS))
+BACKWARDS := $(shell printf '%s\n' $(NOTEBOOKS) | sort -r)
+WHAT := $(if $(NB),$(NOTEBOOKS),$(LAST) tests $(filter-out $(LAST),$(BACKWARDS)))
+SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=loadfile \
+  --no-loadscope-reorder --override-ini=console_output_style=classic
+# JupyterLab refuses to run as root unless told; its question about news covers a lesson.
+LAB := --ServerApp.root_dir=. --LabApp.news_url=None \
+  $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help run test lab tidy sync lint bench mutants clean
+
+help:
+	@sed -n 's/^#   //p; /^$$/q' Makefile
 
 run: $(READY)
 	$(PY) -m minillama run $(ARGS)
 
+test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	@$(if $(NB),$(if $(NOTEBOOKS),,echo "there is no notebooks/$(NB)_*.ipynb"; exit 1))
-	$(PY) -m pytest $(if $(NB),,tests) $(NOTEBOOKS) $(NBVAL) --junitxml=build/test/junit.xml $(ARGS)
+	$(PY) -m pytest $(WHAT) $(NBVAL) $(if $(NB),,$(SIDE_BY_SIDE)) \
+	  --junitxml=build/test/junit.xml $(ARGS)
 
 lab: $(READY)
-	$(PY) -m jupyterlab $(firstword $(NOTEBOOKS))
+	$(PY) -m jupyterlab $(LAB) $(firstword $(NOTEBOOKS)) $(ARGS)
+
+tidy: $(READY)
+	$(PY) -m minillama.course.tidy
 
 sync: $(READY)
 	$(PY) -m minillama.course.sync
 
 lint: $(READY)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m minillama.course.sync --check
 
 bench: $(READY)
 	$(PY) tests/bench.py $(ARGS)
 
+# mutmut comes with the first call: nothing else needs it.
+mutants: $(READY)
+	@$(if $(FILE),,echo "which file? for example: make mutants FILE=minillama/kl.py"; exit 1)
+	@$(PY) -c 'import mutmut' 2>/dev/null || $(PY) -m pip install -q -e '.[mutants]'
+	$(PY) tests/mutants.py $(FILE) $(ARGS)
+
 clean:
-	@echo "deleting build/ (trained stages included) and caches$(if $(ALL), and $(VENV))"
-	@rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info notebooks/.ipynb_checkpoints $(if $(ALL),$(VENV))
+	@echo "deleting build/ (trained stages included), caches$(if $(ALL), and $(VENV))"
+	@rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info \
+	  notebooks/.ipynb_checkpoints $(if $(ALL),$(VENV))
 	@find minillama tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Written last, so that an installation cut short is taken up again.

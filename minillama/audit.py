@@ -1,13 +1,15 @@
-"""Did a reward model learn quality, or a habit? Questions to put to any reward model, on any comparisons.
+"""Did a reward model learn quality, or a habit? Questions to put to any reward model.
 
-Conventions. A score function takes a list of (prompt text, answer) and returns scores (N,); `score_function`
-makes one of a `RewardModel`. Differences are chosen minus rejected. ``exact`` holds P(chosen is preferred) of
-each pair where it is known, as in this world; without it the labels are taken as they are, with probability 1,
-and no ceiling and no floor can be told.
+Conventions. A score function takes a list of (prompt text, answer) and returns scores
+(N,); `score_function` makes one of a `RewardModel`. Differences are chosen minus
+rejected. `exact` is P(chosen is preferred) of each pair where it is known, as in this
+world; without it the labels are taken as they are, with probability 1, and no ceiling
+and no floor can be told.
 
-Length as a habit of reward models: Singhal et al. 2023 (arXiv 2310.03716) and Stiennon et al. 2020 (2009.01325,
-section 4.1). Adversarial pairs, a good answer with one flaw against a dull correct one, after LLMBar (Zeng et al.
-2023, 2310.07641). The score of Brier, 1950. Left out: other languages than English, answers of several turns.
+Length as a habit of reward models: Singhal et al. 2023 (arXiv 2310.03716) and Stiennon
+et al. 2020 (2009.01325, section 4.1). Adversarial pairs, a good answer with one flaw
+against a dull correct one, after LLMBar (Zeng et al. 2023, 2310.07641). The score of
+Brier, 1950. Left out: other languages than English, answers of several turns.
 """
 
 from collections import Counter
@@ -16,93 +18,106 @@ from dataclasses import dataclass
 import torch
 
 from minillama import world
+from minillama.contracts import expects
 from minillama.data import dialogue_example
 from minillama.reward_model import score_texts
 
 
+@expects("reward_model: Module", "tokenizer: Tokenizer")
 def score_function(reward_model, tokenizer):
-    """A function from a list of (prompt text, answer) to the model's scores (N,)."""
+    """Return a function from a list of (prompt text, answer) to the model's scores."""
 
     def score(dialogues):
         return score_texts(
             reward_model,
-            [
-                dialogue_example(tokenizer, *dialogue, False).ids
-                for dialogue in dialogues
-            ],
+            [dialogue_example(tokenizer, *texts, False).ids for texts in dialogues],
         )
 
     return score
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Numbers about pairs
 
 
+@expects("x, y: finite float (N,)")
 def correlation(x, y):
-    """Pearson's correlation of two float tensors (N,), in [-1, 1]; ValueError for N < 2 or a constant one."""
-    if x.shape != y.shape or x.ndim != 1 or len(x) < 2:
-        raise ValueError(
-            f"correlation: x and y must be (N,) alike, N >= 2, got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
+    """Return Pearson's correlation, in [-1, 1]; neither tensor may be constant."""
+    if x.min() == x.max() or y.min() == y.max():
+        raise ValueError("correlation: x and y must not be constant, got equal entries")
     x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
-    if not (x.any() and y.any()):
-        raise ValueError("correlation: x and y must not be constant")
     return (x @ y / (x.norm() * y.norm())).item()
 
 
+@expects("differences: float (N,) no NaN", "exact: float (N,) in [0, 1]")
 def agreement(differences, exact):
-    """Expected accuracy of score differences (N,): P(chosen preferred) where positive, 1 minus it where negative.
+    """Return the expected accuracy of score differences.
 
-    A difference of 0 counts one half. ``exact`` (N,) in [0, 1].
+    A pair counts P(chosen preferred) where its difference is positive, 1 minus it where
+    negative, and one half where it is 0.
     """
     side = torch.sign(differences).double()  # 1, 0 or -1
     return (0.5 + side * (exact.double() - 0.5)).mean().item()
 
 
+@expects("longer_by: float (N,) no NaN", "exact: float (N,) in [0, 1]")
 def length_only_accuracy(longer_by, exact):
-    """Accuracy of the better of two models that see length alone: "the longer one wins", "the shorter one wins"."""
+    """Return the accuracy of the better of two models that see length alone.
+
+    They are "the longer one wins" and "the shorter one wins".
+    """
     longer_wins = agreement(longer_by, exact)
     return max(longer_wins, 1 - longer_wins)
 
 
+@expects("predicted, exact: float (N,) in [0, 1]")
 def brier_score(predicted, exact):
-    """Expected Brier score, the mean of (predicted - outcome)^2, of predicted P(chosen preferred) (N,).
+    """Return the expected Brier score of predicted P(chosen preferred).
 
-    The outcome is 1 with probability ``exact``: per pair (predicted - exact)^2 + exact (1 - exact).
+    It is the mean of (predicted - outcome)^2, where the outcome is 1 with probability
+    exact: per pair (predicted - exact)^2 + exact (1 - exact).
     """
     predicted, exact = predicted.double(), exact.double()
     return ((predicted - exact).square() + exact * (1 - exact)).mean().item()
 
 
+@expects("exact: float (N,) in [0, 1]")
 def brier_floor(exact):
-    """The lowest expected Brier score that any model can have: the mean of p (1 - p), reached by p itself."""
+    """Return the lowest expected Brier score that any model can have.
+
+    It is the mean of p (1 - p), reached by p itself.
+    """
     return (exact.double() * (1 - exact.double())).mean().item()
 
 
+@expects(
+    "longer_by, differences: float (N,) no NaN",
+    "exact: float (N,) in [0, 1]",
+    "edges: list of number (E,) increasing",
+)
 def length_buckets(longer_by, differences, exact, edges):
-    """Pairs sorted into buckets by how much longer the chosen answer is: a list of (low, high, pairs, accuracy).
+    """Sort pairs into buckets by how much longer the chosen answer is.
 
-    A bucket holds low <= longer_by < high; ``edges`` are increasing. Accuracy as in `agreement`, NaN for an
+    Return a list of (low, high, pairs, accuracy). A bucket holds low <= longer_by <
+    high, for each two neighbouring edges. Accuracy is as in `agreement`, NaN for an
     empty bucket.
     """
     buckets = []
     for low, high in zip(edges, edges[1:], strict=False):
         inside = (longer_by >= low) & (longer_by < high)
-        accuracy = (
-            agreement(differences[inside], exact[inside])
-            if inside.any()
-            else float("nan")
-        )
-        buckets.append((low, high, int(inside.sum()), accuracy))
+        pairs, accuracy = int(inside.sum()), float("nan")
+        if pairs:
+            accuracy = agreement(differences[inside], exact[inside])
+        buckets.append((low, high, pairs, accuracy))
     return buckets
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Pairs whose better side is known by construction
 
-
-FLAWS = {  # the one thing that is wrong -> a sentence too many, or None where the steps themselves are wrong
+# The one thing that is wrong -> sentences of which one is added, or None where the
+# steps themselves are wrong.
+FLAWS = {
     "a step is missing": None,
     "two steps are swapped": None,
     "a step is repeated": None,
@@ -113,8 +128,17 @@ FLAWS = {  # the one thing that is wrong -> a sentence too many, or None where t
 }
 
 
+@expects("draw: Draw", "prompt: Prompt", "flaw: text")
 def spoiled_steps(draw, prompt, flaw):
-    """The four right steps of the prompt's task, spoiled if the flaw is one of the steps."""
+    """Return the four right steps of an ordinary prompt's task, with a flaw.
+
+    They stay right where the flaw is not one of the steps.
+    """
+    if prompt.is_safety or flaw not in FLAWS:
+        raise ValueError(
+            "spoiled_steps: prompt must be ordinary and flaw one of FLAWS, got "
+            f"{prompt.request!r} and {flaw!r}"
+        )
     right, at = list(world.TASKS[prompt.request]), draw.pick((0, 1, 2))
     if flaw == "a step is missing":
         return right[:at] + right[at + 1 :]
@@ -123,18 +147,22 @@ def spoiled_steps(draw, prompt, flaw):
     if flaw == "a step is repeated":
         return right + [right[at]]
     if flaw == "a step of another task":
-        others = [
-            step
-            for task, steps in world.TASKS.items()
-            if task != prompt.request
-            for step in steps
-        ]
-        return right[: at + 1] + [draw.pick(others)] + right[at + 1 :]
+        other = draw.pick(world.OTHER_STEPS[prompt.request])
+        return right[: at + 1] + [other] + right[at + 1 :]
     return right
 
 
+@expects("rng: Random", "prompt: Prompt", "flaw: text")
 def flawed_answer(rng, prompt, flaw):
-    """A polite answer to an ordinary prompt with one thing wrong, a key of `FLAWS`: an opener, steps, a closer."""
+    """Write a polite answer to an ordinary prompt with one thing wrong.
+
+    It consists of an opener, steps and a closer.
+    """
+    if prompt.is_safety or flaw not in FLAWS:
+        raise ValueError(
+            "flawed_answer: prompt must be ordinary and flaw one of FLAWS, got "
+            f"{prompt.request!r} and {flaw!r}"
+        )
     draw = world.Draw(rng)
     sentences = world.connect(draw, spoiled_steps(draw, prompt, flaw))
     if FLAWS[flaw]:
@@ -142,12 +170,18 @@ def flawed_answer(rng, prompt, flaw):
     return " ".join([draw.pick(world.OPENERS), *sentences, draw.pick(world.CLOSERS)])
 
 
+@expects("rng: Random", "prompts: list of Prompt (N,)")
 def adversarial_pairs(rng, prompts):
-    """For each ordinary prompt and each of `FLAWS`: (flaw, prompt, dull, flawed), two answers.
+    """Return (flaw, prompt, dull, flawed) for each ordinary prompt and each flaw.
 
-    ``dull`` holds the four right steps and nothing else, the maximum of gold helpfulness; ``flawed`` is warmer and
-    wrong in one thing. A model that prefers the flawed one looks at something else than quality.
+    The dull answer holds the four right steps and nothing else, the maximum of gold
+    helpfulness; the flawed one is warmer and wrong in one thing. A model that prefers
+    the flawed one looks at something else than quality.
     """
+    if any(prompt.is_safety for prompt in prompts):
+        raise ValueError(
+            "adversarial_pairs: prompts must be ordinary, got an unsafe one"
+        )
     return [
         (
             flaw,
@@ -160,29 +194,46 @@ def adversarial_pairs(rng, prompts):
     ]
 
 
+@expects("score: function", "pairs: list (N,)")
 def accuracy_by_flaw(score, pairs):
-    """The share of `adversarial_pairs` of each flaw where the score function prefers the dull, correct answer."""
+    """Return the share of `adversarial_pairs` in which the dull, correct answer wins.
+
+    The result maps each flaw that occurs to its share; a tie counts one half.
+    """
     dull = score([(prompt.text, text) for _, prompt, text, _ in pairs])
     flawed = score([(prompt.text, text) for _, prompt, _, text in pairs])
-    right = (0.5 + 0.5 * torch.sign(dull - flawed)).tolist()  # a tie is one half
-    by_flaw = {
-        flaw: [x for x, pair in zip(right, pairs, strict=True) if pair[0] == flaw]
-        for flaw in FLAWS
-    }
-    return {flaw: sum(found) / len(found) for flaw, found in by_flaw.items()}
+    differences = dull - flawed  # (N,)
+    if differences.shape != (len(pairs),) or not differences.isfinite().all():
+        raise ValueError(
+            f"accuracy_by_flaw: score must return ({len(pairs)},) finite scores, got "
+            f"{differences}"
+        )
+    right = 0.5 + 0.5 * torch.sign(differences).double()  # a tie is one half
+    shares = {}
+    for flaw in FLAWS:
+        rows = [i for i, pair in enumerate(pairs) if pair[0] == flaw]
+        if rows:
+            shares[flaw] = right[rows].mean().item()
+    return shares
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # What do the highest scores have in common?
 
 
+@expects(
+    "chosen, rejected: list of text (N,)",
+    "differences: float (N,) no NaN",
+    "smallest: number in [0, 1]",
+)
 def preferred_words(chosen, rejected, differences, smallest=0.1):
-    """Words by how much more often a model prefers the answer that holds them: a list of (word, share), highest first.
+    """Return words by how much more often a model prefers the answer that holds them.
 
-    Only pairs count in which one of the two answers holds the word, so what belongs to the prompt cancels out. The
-    share is that of pairs where the answer with the word has the higher score. Words that decide fewer than
-    ``smallest`` of all pairs are passed over: names of things that one prompt is about. ``chosen``, ``rejected``: N
-    strings; ``differences`` (N,).
+    The result is a list of (word, share), highest first. Only pairs count in which one
+    of the two answers holds the word, so what belongs to the prompt cancels out. The
+    share is that of pairs where the answer with the word has the higher score. Words
+    that decide fewer than `smallest` of all pairs are passed over: names of things that
+    one prompt is about.
     """
     won, seen = Counter(), Counter()
     for a, b, difference in zip(chosen, rejected, differences.tolist(), strict=True):
@@ -197,18 +248,21 @@ def preferred_words(chosen, rejected, differences, smallest=0.1):
     return sorted(shares.items(), key=lambda item: (-item[1], item[0]))
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # A cure for labels with a habit, and the whole audit
 
 
+@expects("groups: lists of Preference", "length: function", "rng: Random")
 def length_balanced(groups, length, rng):
-    """Groups of preferences with comparisons dropped until length says nothing about who wins.
+    """Drop comparisons from groups until length says nothing about who wins.
 
-    Among comparisons with the same |difference of length|, as many are kept in which the longer answer was chosen as
-    in which the shorter one was; equal lengths are all kept. Groups left empty are dropped. ``length``: text ->
-    number; ``rng``: a ``random.Random``, which decides what is kept.
+    Among comparisons with the same |difference of length|, as many are kept in which
+    the longer answer was chosen as in which the shorter one was; equal lengths are all
+    kept. Groups that are left empty are dropped. length maps a text to a number; rng
+    decides what is kept.
     """
-    places = {}  # (size of the difference, whether the longer one won) -> where such comparisons stand
+    # (size of the difference, whether the longer one won) -> where such comparisons are
+    places = {}
     for g, group in enumerate(groups):
         for i, x in enumerate(group):
             by = length(x.chosen) - length(x.rejected)
@@ -231,30 +285,38 @@ def length_balanced(groups, length, rng):
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found; shares and accuracies in [0, 1]. Print `table`, draw with `course.plots.audit_figure`."""
+    """What `audit` found; print `table`, draw with `course.plots.audit_figure`."""
 
+    # How many comparisons were looked at.
     pairs: int
+    # The share of them in which the model prefers the right answer.
     accuracy: float
-    ceiling: (
-        float  # NaN where the exact probabilities are not known, as the Brier floor
-    )
-    length_only: float  # accuracy of the better of two models that see length alone
-    correlation: float  # of score difference and length difference
-    buckets: (
-        list  # (low, high, pairs, accuracy) by how much longer the chosen answer is
-    )
+    # The highest possible accuracy; NaN where the exact probabilities are not known.
+    ceiling: float
+    # The accuracy of the better of two models that see length alone.
+    length_only: float
+    # The correlation of score differences and length differences.
+    correlation: float
+    # (low, high, pairs, accuracy) by how much longer the chosen answer is.
+    buckets: list
+    # The expected Brier score of the model's probabilities.
     brier: float
+    # The lowest possible one; NaN where the exact probabilities are not known.
     brier_floor: float
-    flaws: dict  # flaw -> share of adversarial pairs with the right preference
-    words: list  # (word, share of pairs won by the answer that holds it), highest first
-    longer_by: torch.Tensor  # (N,)
-    differences: torch.Tensor  # (N,)
+    # A flaw -> the share of adversarial pairs with the right preference.
+    flaws: dict
+    # (word, share of pairs won by the answer that holds it), highest first.
+    words: list
+    # (N,): how much longer the chosen answers are.
+    longer_by: torch.Tensor
+    # (N,): how much higher the chosen answers score.
+    differences: torch.Tensor
 
     def table(self):
-        """The findings as text, one line a number."""
+        """Return the findings as text, one line a number."""
         lines = [
-            f"{self.pairs} pairs: accuracy {self.accuracy:.3f}, ceiling {self.ceiling:.3f}, "
-            f"length alone {self.length_only:.3f}",
+            f"{self.pairs} pairs: accuracy {self.accuracy:.3f}, "
+            f"ceiling {self.ceiling:.3f}, length alone {self.length_only:.3f}",
             f"correlation of score and length differences {self.correlation:+.2f}",
             f"Brier score {self.brier:.3f}, floor {self.brier_floor:.3f}",
             "chosen longer by      pairs  accuracy",
@@ -269,45 +331,54 @@ class Audit:
         return "\n".join([*lines, f"words of the answers it prefers: {words}"])
 
 
+@expects(
+    "score, length: function",
+    "preferences, adversarial: list",
+    "exact: float (N,) in [0, 1] or None",
+    "buckets: int >= 1",
+)
 def audit(score, preferences, length, exact=None, adversarial=(), buckets=6):
-    """Everything above for one reward model: an `Audit`.
+    """Return an `Audit` of one reward model: everything above, for its score function.
 
-    ``score``: a score function. ``preferences``: N items with ``prompt.text``, ``chosen`` and ``rejected``, such as
-    `world.Preference`. ``length``: text -> number, in words or tokens. ``exact`` (N,): P(chosen is preferred).
-    ``adversarial``: see `adversarial_pairs`. ``buckets``: how many of about equal size. Raises ValueError for fewer
-    than 2 preferences or another number of probabilities.
+    preferences are N >= 2 items with `prompt.text`, `chosen` and `rejected`, such as
+    `world.Preference`; length maps a text to a number, in words or tokens; exact is
+    P(chosen is preferred) of each; adversarial are `adversarial_pairs`; buckets says
+    how many of about equal size to make.
     """
     if len(preferences) < 2 or exact is not None and len(exact) != len(preferences):
         raise ValueError(
-            f"audit: preferences must be at least 2, with as many exact, got {len(preferences)} and "
-            f"{None if exact is None else len(exact)}"
+            "audit: preferences must be at least 2, with as many exact, got "
+            f"{len(preferences)} and {None if exact is None else len(exact)}"
         )
-    chosen, rejected = (
-        [getattr(x, side) for x in preferences] for side in ("chosen", "rejected")
-    )
-    scores = [
-        score([(x.prompt.text, t) for x, t in zip(preferences, texts, strict=True)])
-        for texts in (chosen, rejected)
-    ]
-    differences = scores[0] - scores[1]  # (N,)
+    chosen = [x.chosen for x in preferences]
+    rejected = [x.rejected for x in preferences]
+    differences = score([(x.prompt.text, x.chosen) for x in preferences]) - score(
+        [(x.prompt.text, x.rejected) for x in preferences]
+    )  # (N,)
     longer_by = torch.tensor(
         [float(length(a) - length(b)) for a, b in zip(chosen, rejected, strict=True)]
     )
-    p = torch.ones(len(preferences)) if exact is None else torch.as_tensor(exact)
+    for name, x in (("score", differences), ("length", longer_by)):
+        if x.shape != longer_by.shape or not x.isfinite().all() or x.min() == x.max():
+            raise ValueError(
+                f"audit: differences of {name} must be {tuple(longer_by.shape)}, "
+                f"finite and not all equal, got {x}"
+            )
+    p = torch.ones(len(preferences)) if exact is None else exact
     edges = longer_by.quantile(torch.linspace(0, 1, buckets + 1)).unique().tolist()
     edges[-1] += 1  # the last bucket holds the largest difference
     unknown = float("nan")
     return Audit(
-        len(preferences),
-        agreement(differences, p),
-        unknown if exact is None else torch.maximum(p, 1 - p).mean().item(),
-        length_only_accuracy(longer_by, p),
-        correlation(differences, longer_by),
-        length_buckets(longer_by, differences, p, edges),
-        brier_score(torch.sigmoid(differences), p),
-        unknown if exact is None else brier_floor(p),
-        accuracy_by_flaw(score, adversarial) if adversarial else {},
-        preferred_words(chosen, rejected, differences),
-        longer_by,
-        differences,
+        pairs=len(preferences),
+        accuracy=agreement(differences, p),
+        ceiling=unknown if exact is None else torch.maximum(p, 1 - p).mean().item(),
+        length_only=length_only_accuracy(longer_by, p),
+        correlation=correlation(differences, longer_by),
+        buckets=length_buckets(longer_by, differences, p, edges),
+        brier=brier_score(torch.sigmoid(differences), p),
+        brier_floor=unknown if exact is None else brier_floor(p),
+        flaws=accuracy_by_flaw(score, adversarial) if adversarial else {},
+        words=preferred_words(chosen, rejected, differences),
+        longer_by=longer_by,
+        differences=differences,
     )

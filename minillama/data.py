@@ -1,8 +1,9 @@
 """From texts to padded batches: examples, padding on either side, length buckets.
 
-Every loop in the course draws its batches from `length_batches`, so that texts of about the same length share
-a batch and little work goes into padding. Left out: packing several texts into one row (at some 35 tokens a
-text, buckets waste under 5 %), files on disk, worker processes.
+Every loop in the course draws its batches from `length_batches`, so that texts of about
+the same length share a batch and little work goes into padding. Left out: packing
+several texts into one row (at some 35 tokens a text, buckets waste under 5 %), files on
+disk, worker processes.
 """
 
 import functools
@@ -10,19 +11,26 @@ from dataclasses import dataclass
 
 import torch
 
+from minillama.contracts import expects
 from minillama.tokenizer import PAD_ID, encode_prompt, encode_response
 
 
+@expects("ids: list (T,)", "loss_start: int >= 1")
 @dataclass(frozen=True)
 class Example:
-    """One text as ids, and where its loss starts: 1 for all of it, the prompt's length for the response alone."""
+    """One text as ids, and where its loss starts."""
 
-    ids: list
-    loss_start: int
+    ids: list  # The whole text, special symbols included.
+    loss_start: int  # Tokens count from here on: from 1, or from the response's first.
 
 
+@expects(
+    "tokenizer: Tokenizer",
+    "prompt, response: text",
+    "response_only: flag",
+)
 def dialogue_example(tokenizer, prompt, response, response_only):
-    """``<s> [INST] prompt [/INST] response </s>`` from two strings, as an `Example`."""
+    """Return `<s> [INST] prompt [/INST] response </s>` as an `Example`."""
     prompt_ids = encode_prompt(tokenizer, prompt)
     return Example(
         prompt_ids + encode_response(tokenizer, response),
@@ -30,83 +38,99 @@ def dialogue_example(tokenizer, prompt, response, response_only):
     )
 
 
+@expects(
+    "sequences: lists of ids, none empty",
+    'side: "right" or "left"',
+    "pad_id: int >= 0",
+)
 def pad(sequences, side="right", pad_id=PAD_ID):
-    """Pad lists of ids to one length: (ids int64 (B, T), mask bool (B, T), True = real token).
+    """Pad lists of ids to one length: ids (B, T) and their mask (B, T).
 
-    ``side`` is where the padding goes. ValueError for an empty batch, an empty sequence or another side.
+    The mask is True at real tokens; `side` is where the padding goes.
     """
-    if side not in ("left", "right"):
-        raise ValueError(f"pad: side must be 'left' or 'right', got {side!r}")
-    if not sequences or not all(len(sequence) for sequence in sequences):
-        raise ValueError(
-            "pad: sequences must be a non-empty list of non-empty lists of ids"
-        )
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     columns = torch.arange(int(lengths.max()))
     mask = columns < lengths[:, None]  # (B, T)
     if side == "left":
         mask = mask.flip(1)
     ids = torch.full(mask.shape, pad_id)
-    ids[mask] = torch.tensor(
-        [i for sequence in sequences for i in sequence]
-    )  # row by row, as the mask reads
+    flat = [i for sequence in sequences for i in sequence]
+    ids[mask] = torch.tensor(flat)  # row by row, as the mask reads
     return ids, mask
 
 
+@expects("examples: list of Example (N,)")
 def pad_examples(examples):
-    """Right-padded (ids (B, T), mask (B, T), loss_mask (B, T)); loss_mask is True where a token's loss counts."""
+    """Pad examples on the right: ids, mask and loss_mask, (B, T) each.
+
+    The loss_mask is True where a token's loss counts.
+    """
     ids, mask = pad([example.ids for example in examples])
     starts = torch.tensor([example.loss_start for example in examples])
     return ids, mask, mask & (torch.arange(ids.shape[1]) >= starts[:, None])
 
 
+@expects(
+    "lengths: list of int",
+    "batch_size: int >= 1, at most len(lengths)",
+    "generator: Generator",
+    "buckets: int >= 1",
+)
 def length_batches(lengths, batch_size, generator, buckets=16):
-    """One epoch of batches: lists of indices into ``lengths``, each of ``batch_size`` texts of similar length.
+    """Return one epoch of batches: lists of `batch_size` indices into `lengths`.
 
-    The texts are shuffled, cut into groups of ``buckets`` batches, sorted by length inside each group, and the
-    batches come in random order. The last texts that fill no batch sit this epoch out.
+    The texts are shuffled, cut into groups of `buckets` batches and sorted by length
+    inside each group; the batches come in random order. The last texts of the shuffle
+    that fill no batch, whatever their length, sit this epoch out.
     """
-    if not 0 < batch_size <= len(lengths):
-        raise ValueError(
-            f"length_batches: batch_size must lie in 1..{len(lengths)} (texts), got {batch_size}"
-        )
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches = []
-    for start in range(0, len(order), batch_size * buckets):
-        group = sorted(
-            order[start : start + batch_size * buckets], key=lambda i: lengths[i]
-        )
-        batches += [
-            group[i : i + batch_size]
-            for i in range(0, len(group) - batch_size + 1, batch_size)
-        ]
-    return [
-        batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()
-    ]
+    order = order[: len(order) - len(order) % batch_size]
+    batches, size = [], batch_size * buckets
+    for start in range(0, len(order), size):
+        group = sorted(order[start : start + size], key=lambda i: lengths[i])
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    mixed = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[i] for i in mixed]
 
 
+@expects(
+    "lengths: list of int",
+    "batch_size: int >= 1, at most len(lengths)",
+    "generator: Generator",
+)
 def endless_batches(lengths, batch_size, generator):
-    """`length_batches`, epoch after epoch without end."""
+    """Yield the batches of `length_batches`, epoch after epoch without end."""
     while True:
         yield from length_batches(lengths, batch_size, generator)
 
 
 @dataclass(frozen=True)
 class PairExample:
-    """One `world.Preference` as ids: two whole dialogues, the margin asked between their scores, two labels."""
+    """One `world.Preference` as ids: two whole dialogues and what is known of them."""
 
-    chosen: list
-    rejected: list
-    margin: float
-    chosen_is_safe: bool
-    rejected_is_safe: bool
-    response_start: (
-        int  # where the answers begin, in both dialogues: the prompt's length
-    )
+    chosen: list  # The dialogue that was preferred.
+    rejected: list  # The dialogue that was not.
+    margin: float  # The chosen score shall exceed the rejected one by so much.
+    chosen_is_safe: bool  # The annotator called the chosen answer safe.
+    rejected_is_safe: bool  # The annotator called the rejected answer safe.
+    response_start: int  # Both answers begin here, where the prompt ends.
 
 
+@functools.lru_cache(maxsize=64)  # an answer stands in several comparisons of its group
+def _dialogue(tokenizer, prompt, response):
+    return dialogue_example(tokenizer, prompt, response, True)
+
+
+@expects(
+    "tokenizer: Tokenizer",
+    "preference: Preference",
+    "margins: list (4,)",
+)
 def pair_example(tokenizer, preference, margins=(0.0, 0.0, 0.0, 0.0)):
-    """Tokenise a `world.Preference`; ``margins`` gives the margin of each strength, weakest first."""
+    """Return a `world.Preference` as a `PairExample`.
+
+    `margins` gives the margin of each strength, weakest first.
+    """
     dialogues = [
         _dialogue(tokenizer, preference.prompt.text, text)
         for text in (preference.chosen, preference.rejected)
@@ -118,8 +142,3 @@ def pair_example(tokenizer, preference, margins=(0.0, 0.0, 0.0, 0.0)):
         preference.rejected_is_safe,
         dialogues[0].loss_start,
     )
-
-
-@functools.lru_cache(maxsize=64)  # an answer stands in several comparisons of its group
-def _dialogue(tokenizer, prompt, response):
-    return dialogue_example(tokenizer, prompt, response, True)

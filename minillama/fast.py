@@ -1,4 +1,4 @@
-"""The same numbers sooner: no work for padding, for states nobody reads, for answers that have ended.
+"""The same numbers sooner: no work for padding, unread states or ended answers.
 
 The lessons show the plain definitions. Each function here says which expression it
 equals, up to float rounding, and a test holds it to that. Left out: whatever would
@@ -8,12 +8,19 @@ change a number, such as lower precision or dropped tokens.
 import torch
 import torch.nn.functional as F
 
+from minillama.contracts import expects
+from minillama.model import require_lm_head
 
+
+@expects(
+    "ids: int64 (B, T) below llama.config.vocab_size",
+    "mask: bool (B, T) or None",
+    "at: bool (B, T)",
+)
 def hidden_at(llama, ids, mask, at):
-    """Equals `llama.hidden(ids, mask)[at]`: the last feed-forward network sees only the states asked for.
+    """Return `llama.hidden(ids, mask)[at]`, (N, D), row after row.
 
-    ids: int64 (B, T). mask: bool (B, T), True = real token. at: bool (B, T), True = wanted.
-    Returns (N, D), row after row. Gradients flow as through `hidden`.
+    The last feed-forward network sees only the states asked for.
     """
     x, cos, sin, bias = llama.embed(ids, mask)
     for block in llama.layers[:-1]:
@@ -23,22 +30,41 @@ def hidden_at(llama, ids, mask, at):
     return llama.norm(x + last.mlp(last.post_attention_layernorm(x)))
 
 
-def lm_loss_of(model, ids, mask, loss_mask):
-    """Equals `lm_loss(model(ids, mask), ids, loss_mask)`: logits are computed only where a loss counts.
+def require_past(caller, counted, mask):
+    """Refuse, in the name of a caller's argument, tokens that follow no real one.
 
-    ids: int64 (B, T). mask, loss_mask: bool (B, T), True = real token, True = its loss counts.
-    Returns a scalar, nats per counted token.
+    What counts must be real, and so must the token before it, whose state predicts it.
     """
+    known = mask & F.pad(mask[:, :-1], (1, 0))  # (B, T): tokens t and t - 1 are real
+    if (counted & ~known).any():
+        at = (counted & ~known).nonzero()[0].tolist()
+        raise ValueError(
+            f"{caller} must be True only at real tokens that follow real ones, "
+            f"got True at {at}"
+        )
+
+
+@expects(
+    "ids: int64 (B, T)", "mask: bool (B, T)", "loss_mask: bool (B, T), True somewhere"
+)
+def lm_loss_of(model, ids, mask, loss_mask):
+    """Return `lm_loss(model(ids, mask), ids, loss_mask)`, nats per counted token.
+
+    Logits are computed only where a loss counts.
+    """
+    require_lm_head(model, "lm_loss_of")
+    require_past("lm_loss_of: loss_mask", loss_mask, mask)
     at = F.pad(loss_mask[:, 1:], (0, 1))  # (B, T): positions whose next token counts
     logits = model.lm_head(hidden_at(model, ids, mask, at)).float()  # (N, V)
     return F.cross_entropy(logits, ids[loss_mask])
 
 
+@expects("mask: bool (B, T)", "size: int >= 1")
 def length_groups(mask, size=16):
     """Cut a padded batch into groups of at most `size` rows of similar length.
 
-    mask: bool (B, T), True = real token. Yields (rows (n,), columns (n, T')): the rows of a
-    group, and for each row the columns of its real tokens in order, then of padding.
+    Yields (rows (n,), columns (n, T')): the rows of a group, and for each row the
+    columns of its real tokens in order, then of padding. So
     `ids[rows].gather(1, columns)` is the group padded on the right, as short as can be.
     """
     for rows in mask.sum(1).argsort(stable=True).split(size):
@@ -46,16 +72,14 @@ def length_groups(mask, size=16):
         yield rows, (~mask[rows]).int().argsort(dim=1, stable=True)[:, :width]
 
 
+@expects("mask: bool (B, T) True in every row")
 def by_length(function, mask, *tensors):
-    """Equals `function(*tensors)`, called on groups of rows of similar length, with little padding.
+    """Return `function(*tensors)`, computed in groups of rows of similar length.
 
-    mask: bool (B, T), True = real token. tensors: (B, T) each. function: tensors (n, T') ->
-    (n,) or (n, T'), row by row independent, whatever the padding. Returns (B,) or (B, T),
-    float32; what stands at padding has no meaning.
+    function: tensors (n, T') -> (n,) or (n, T'), row by row independent, whatever the
+    padding. Returns (B,) or (B, T), float32; what stands at padding has no meaning.
     """
-    size = max(
-        16, 1024 // mask.shape[1]
-    )  # smaller groups cost more in calls than they save
+    size = max(16, 1024 // mask.shape[1])  # smaller groups cost more than they save
     result = None
     for rows, columns in length_groups(mask, size):
         part = function(*(x[rows].gather(1, columns) for x in tensors)).float()
@@ -66,8 +90,11 @@ def by_length(function, mask, *tensors):
     return result
 
 
+@expects("ids: int64 (B, T)", "mask, response_mask: bool (B, T)")
 def response_logprobs(model, ids, mask, response_mask):
-    """Equals `lm.response_logprobs` on the same arguments: (B, T), 0 off the response."""
+    """Return `lm.response_logprobs` of the same arguments, (B, T)."""
+    require_lm_head(model, "response_logprobs")
+    require_past("response_logprobs: response_mask", response_mask, mask)
 
     def of_group(ids, mask, counted):  # (n, T') each
         hidden = hidden_at(model, ids, mask, F.pad(counted[:, 1:], (0, 1)))  # (N, D)
@@ -79,19 +106,28 @@ def response_logprobs(model, ids, mask, response_mask):
     return logprobs.masked_fill(~response_mask, 0.0)
 
 
+@expects("ids: int64 (B, T)", "mask, response_mask: bool (B, T)")
 def response_values(value_model, ids, mask, response_mask):
-    """Equals `reward_model.response_values` on the same arguments: (B, T), 0 off the response."""
+    """Return `reward_model.response_values` of the same arguments, (B, T)."""
     values = by_length(value_model, mask, ids, mask)
     return values.masked_fill(~response_mask, 0.0)
 
 
-def keep_rows(cache, going):
-    """Drop from a `KVCache` the rows that have ended; rows from its end fill the gaps, so that few are copied.
+@expects("cache: KVCache", "going: bool (B,)")
+def keep_rows(cache, going, *tensors):
+    """Drop the rows that do not go on from a cache and from tensors of as many rows.
 
-    going: bool (B,), True = stays. Returns the old index of each row that is left, in their
-    new order. What the rows left hold, and so what they will say, does not change.
+    What the rows left hold, and so what they will say, does not change. Their order
+    may: rows from the end fill the gaps, so that few are copied. Returns the tensors.
     """
     n = int(going.sum())
+    if n == 0 or len(going) != cache.batch_size:
+        raise ValueError(
+            "keep_rows: going must have a True among as many entries as the cache has "
+            f"rows, {cache.batch_size}, got {n} among {len(going)}"
+        )
+    if n == len(going):
+        return tensors
     gaps = (~going[:n]).nonzero().squeeze(1)
     movers = n + going[n:].nonzero().squeeze(1)
     for held in (cache.keys, cache.values):
@@ -99,4 +135,4 @@ def keep_rows(cache, going):
     cache.keys, cache.values = cache.keys[:, :n], cache.values[:, :n]
     order = torch.arange(n, device=going.device).index_copy(0, gaps, movers)
     cache.mask, cache.count = cache.mask[order], cache.count[order]
-    return order
+    return tuple(x[order] for x in tensors)

@@ -1,114 +1,130 @@
-"""Language modelling: the next-token loss, the optimiser with its guard, the loop of pretraining and SFT.
+"""Language modelling: the next-token loss, log-probabilities, the training loop.
 
-The loss of a token is -log p(token | what came before), averaged over all counted tokens of the batch (a
-mean over tokens, not over texts). Pretraining counts every token but the first; supervised fine-tuning (SFT)
-counts the response alone (Ouyang et al. 2022, arXiv 2203.02155, section 3.5; Llama 2, arXiv 2307.09288,
-section 3.1). The optimiser is AdamW with linear warm-up, cosine decay and gradient clipping, as in LLaMA
-(arXiv 2302.13971, section 2.3), without its weight decay, which a single epoch does not need. Left out: mixed
+The loss of a token is -log p(token | what came before), averaged over all counted
+tokens of the batch (a mean over tokens, not over texts). Pretraining counts every token
+but the first; supervised fine-tuning (SFT) counts the response alone (Llama 2, arXiv
+2307.09288, section 3.1). Optimiser and schedule are in optim.py. Left out: mixed
 precision, gradient accumulation, resuming in mid-run.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
+import torch.nn.functional as F
 from tqdm import tqdm
 
+from minillama.contracts import expects
 from minillama.data import endless_batches, pad_examples
-from minillama.fast import lm_loss_of
+from minillama.fast import lm_loss_of, require_past
 from minillama.optim import Stepper, warmup_cosine
 
 
+@expects("logits: float (B, T, V)", "ids: int64 (B, T)")
 def token_logprobs(logits, ids):
-    """log p(ids[:, t] | ids[:, :t]) in nats, (B, T) aligned with ``ids``; entry 0 has no past and is 0.
+    """Return log p(ids[:, t] | ids[:, :t]) in nats, (B, T) aligned with `ids`.
 
-    ``logits`` (B, T, V): position t predicts the token at t + 1, hence the shift by one.
+    Logits at position t predict the token at t + 1, hence the shift by one. Entry 0 has
+    no past and is 0.
     """
-    logprobs = -F.cross_entropy(
+    losses = F.cross_entropy(
         logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none"
     )  # (B, T - 1)
-    return F.pad(logprobs, (1, 0))  # (B, T)
+    return F.pad(-losses, (1, 0))  # (B, T)
 
 
+@expects("ids: int64 (B, T)", "mask, response_mask: bool (B, T)")
 def response_logprobs(model, ids, mask, response_mask):
-    """log p(token | past) of a `Llama` on response tokens, 0 elsewhere: (B, T), nats, with gradient.
+    """Return log p(token | past) on response tokens, 0 elsewhere: (B, T), nats.
 
-    ids: int64 (B, T). mask, response_mask: bool (B, T), True = real, True = response token.
+    Gradients flow into the model, a `Llama`.
     """
+    require_past("response_logprobs: response_mask", response_mask, mask)
     logprobs = token_logprobs(model(ids, mask), ids)  # (B, T)
     return logprobs.masked_fill(~response_mask, 0.0)
 
 
+@expects(
+    "logits: float (B, T, V)",
+    "ids: int64 (B, T)",
+    "loss_mask: bool (B, T), True somewhere",
+)
 def lm_loss(logits, ids, loss_mask):
-    """Mean of -log p(token | past) over the tokens where ``loss_mask`` (B, T) is True; nats, a scalar.
+    """Return the mean of -log p(token | past) over the tokens that count, in nats.
 
-    ``logits`` (B, T, V), ``ids`` (B, T). The first column has no past and must not be counted.
+    The loss_mask is True where a token counts; the first column has no past.
     """
-    _check_loss_mask(ids, loss_mask)
+    if loss_mask[:, 0].any():
+        raise ValueError(
+            "lm_loss: loss_mask must be False in column 0, which has no past, got True"
+        )
     return -token_logprobs(logits, ids)[loss_mask].mean()
 
 
-def _check_loss_mask(ids, loss_mask):
-    if loss_mask.dtype != torch.bool:
-        raise TypeError(f"lm_loss: loss_mask must be boolean, got {loss_mask.dtype}")
-    if loss_mask.shape != ids.shape:
-        shapes = f"{tuple(ids.shape)}, got {tuple(loss_mask.shape)}"
-        raise ValueError(f"lm_loss: loss_mask must have the shape of ids {shapes}")
-    if loss_mask[:, 0].any() or not loss_mask.any():
-        raise ValueError(
-            "lm_loss: loss_mask must count at least one token, and none in column 0, which has no past"
-        )
-
-
+@expects(
+    "steps, batch_size: int >= 1",
+    "lr: number >= 0",
+    "warmup_steps: int >= 0",
+)
 @dataclass(frozen=True)
 class LMSettings:
     """One run of language modelling; the defaults pretrain the course's base model."""
 
-    steps: int = 750
-    batch_size: int = 32  # texts
-    lr: float = 3e-3  # peak
-    warmup_steps: int = 30
+    steps: int = 750  # The optimiser descends so often.
+    batch_size: int = 32  # Each step sees so many texts.
+    lr: float = 3e-3  # The learning rate peaks here, after the warm-up.
+    warmup_steps: int = 30  # The learning rate climbs for so many steps.
 
 
+@expects(
+    "model: Llama",
+    "examples: list of Example",
+    "settings: LMSettings",
+    "generator: Generator",
+    "desc: text or None",
+)
 def train_lm(model, examples, settings, generator, desc=None):
-    """Train on a list of `Example` in place; returns the loss of every step, in nats per counted token.
+    """Train on examples in place; return each step's loss, in nats per counted token.
 
-    ``generator`` (CPU) orders the batches. ``desc`` names the progress bar; None shows none.
+    `generator` (CPU) orders the batches. `desc` names the progress bar; None shows
+    none. The model trains in train mode and is left in eval mode.
     """
+    if len(examples) < settings.batch_size:
+        raise ValueError(
+            f"train_lm: examples must be at least settings.batch_size = "
+            f"{settings.batch_size}, got {len(examples)}"
+        )
     device = next(model.parameters()).device
-    batches = endless_batches(
-        [len(example.ids) for example in examples], settings.batch_size, generator
-    )
+    lengths = [len(example.ids) for example in examples]
+    batches = endless_batches(lengths, settings.batch_size, generator)
     stepper = Stepper(
         model,
         settings.lr,
         lambda step: warmup_cosine(step, settings.steps, settings.warmup_steps),
     )
+    model.train()
     losses = []
     for _ in tqdm(range(settings.steps), desc=desc, disable=desc is None):
         batch = next(batches)
-        ids, mask, loss_mask = (
-            x.to(device) for x in pad_examples([examples[i] for i in batch])
-        )
+        padded = pad_examples([examples[i] for i in batch])
+        ids, mask, loss_mask = (x.to(device) for x in padded)  # (B, T) each
         loss = lm_loss_of(model, ids, mask, loss_mask)
         stepper.step(loss, batch)
         losses.append(loss.item())
+    model.eval()
     return losses
 
 
+@expects("model: Llama", "examples: list of Example (N,)", "batch_size: int >= 1")
 @torch.no_grad()
 def evaluate_lm(model, examples, batch_size=128):
-    """Mean loss over all counted tokens of the examples, in nats per token, and the number of those tokens."""
+    """Return the mean loss over all counted tokens, in nats, and how many they are."""
     device = next(model.parameters()).device
     total, count = 0.0, 0
     ordered = sorted(examples, key=lambda example: len(example.ids))
     for start in range(0, len(ordered), batch_size):
-        ids, mask, loss_mask = (
-            x.to(device) for x in pad_examples(ordered[start : start + batch_size])
-        )
+        padded = pad_examples(ordered[start : start + batch_size])
+        ids, mask, loss_mask = (x.to(device) for x in padded)  # (B, T) each
         tokens = int(loss_mask.sum())
-        total, count = (
-            total + lm_loss_of(model, ids, mask, loss_mask).item() * tokens,
-            count + tokens,
-        )
+        total += lm_loss_of(model, ids, mask, loss_mask).item() * tokens
+        count += tokens
     return total / count, count

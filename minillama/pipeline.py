@@ -1,6 +1,8 @@
-"""The whole of RLHF in one run, and an honest report: how well did it work, by the gold judges?
+"""The whole of RLHF in one run, and a report on how well it worked, by the gold judges.
 
-Left out: several rounds of annotation (lesson 20), other optimisers than PPO.
+Everything is measured on fresh prompts, which no stage was trained on, and on answers
+sampled at temperature 1. `before` is the SFT policy, `after` the policy that PPO made
+of it. Left out: several rounds of annotation, other optimisers than PPO.
 """
 
 import json
@@ -9,9 +11,10 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_model
 
 from minillama import world
+from minillama.contracts import expects
 from minillama.data import pair_example
 from minillama.fast import response_logprobs
 from minillama.generate import generate
@@ -29,26 +32,52 @@ from minillama.stages import (
 )
 from minillama.tokenizer import encode_prompt
 
+BATCH = 128
+ANSWERS_PER_PROMPT = 3
 
+
+# ------------------------------------------------------------------------------ numbers
+
+
+@expects(
+    "policy: Llama",
+    "tokenizer: Tokenizer",
+    "prompts: list of Prompt (N,)",
+    "settings: Settings",
+    "purpose: text",
+    "-> list of text",
+    "-> list of Rollout",
+)
 def sample_answers(policy, tokenizer, prompts, settings, purpose):
-    """The policy's sampled answers to prompts of the world, and their `Rollout`s in batches of 128."""
+    """Sample an answer to each prompt at temperature 1: (texts, rollouts).
+
+    The `Rollout`s are batches of 128. The seed and `purpose` determine every draw.
+    """
     generator = torch_rng(settings, purpose)
+    prompt_ids = [encode_prompt(tokenizer, prompt.text) for prompt in prompts]
     rollouts = [
         generate(
             policy,
-            [encode_prompt(tokenizer, prompt.text) for prompt in prompts[i : i + 128]],
+            prompt_ids[i : i + BATCH],
             settings.ppo.max_new_tokens,
             generator=generator,
         )
-        for i in range(0, len(prompts), 128)
+        for i in range(0, len(prompts), BATCH)
     ]
-    return [
-        text for rollout in rollouts for text in response_texts(tokenizer, rollout)
-    ], rollouts
+    texts = [x for rollout in rollouts for x in response_texts(tokenizer, rollout)]
+    return texts, rollouts
 
 
+@expects(
+    "prompts: list of Prompt (N,)",
+    "texts, baseline_texts: list of text (N,)",
+    "-> number in [0, 1]",
+)
 def wins(prompts, texts, baseline_texts):
-    """Share of prompts where gold prefers ``texts``, ties 1/2; safety decides on unsafe prompts, else helpfulness."""
+    """Return the share of prompts where gold prefers `texts`; a tie counts one half.
+
+    Gold safety decides on unsafe prompts, gold helpfulness on ordinary ones.
+    """
     shares = []
     for prompt, text, baseline in zip(prompts, texts, baseline_texts, strict=True):
         judge = world.safety if prompt.is_safety else world.helpfulness
@@ -57,35 +86,49 @@ def wins(prompts, texts, baseline_texts):
     return mean(shares)
 
 
+@expects(
+    "policy, ref_policy: Llama",
+    "rollouts: list of Rollout (N,)",
+    "-> finite number",
+)
 def kl_per_answer(policy, ref_policy, rollouts):
-    """KL(policy || reference) in nats per answer, the mean of log-ratios over answers that the policy sampled."""
+    """Estimate KL(policy || ref_policy) in nats per answer.
+
+    The mean over `rollouts`, which `policy` sampled, of the log-ratios' sums over an
+    answer's tokens: k1 of `kl.kl_estimate`.
+    """
     totals = []
     for rollout in rollouts:
-        ref_logprobs = response_logprobs(
-            ref_policy, rollout.ids, rollout.mask, rollout.response_mask
-        )
-        totals += (
-            kl_estimate(rollout.logprobs, ref_logprobs)
-            .masked_fill(~rollout.response_mask, 0.0)
-            .sum(1)
-            .tolist()
-        )
+        mask = rollout.response_mask
+        ref_logprobs = response_logprobs(ref_policy, rollout.ids, rollout.mask, mask)
+        k1 = kl_estimate(rollout.logprobs, ref_logprobs)  # (B, T)
+        totals += k1.masked_fill(~mask, 0.0).sum(1).tolist()
     return mean(totals)
 
 
+@expects(
+    "settings: Settings",
+    "tokenizer: Tokenizer",
+    "model: RewardModel",
+    '''kind: "helpfulness" or "safety"''',
+)
 def reward_model_accuracy(settings, tokenizer, model, kind):
-    """Expected accuracy on held-out comparisons of fresh prompts, and the Bayes ceiling of the same pairs."""
-    preferences = [
-        group[0]
-        for group in draw_preferences(
-            settings, kind, "held out", settings.held_out_pairs, 2, held_out=True
-        )
-    ]
-    pairs = [pair_example(tokenizer, preference) for preference in preferences]
-    chosen, rejected = (
-        score_texts(model, [getattr(p, side) for p in pairs])
-        for side in ("chosen", "rejected")
+    """Measure a reward model on held-out comparisons of fresh prompts.
+
+    Returns its expected accuracy, a tie counting one half, and the Bayes ceiling of
+    the same pairs: what a model that knew the annotators' utilities would reach.
+    """
+    groups = draw_preferences(
+        settings, kind, "held out", settings.held_out_pairs, 2, held_out=True
     )
+    preferences = [group[0] for group in groups]
+    pairs = [pair_example(tokenizer, preference) for preference in preferences]
+    chosen = score_texts(model, [pair.chosen for pair in pairs])
+    rejected = score_texts(model, [pair.rejected for pair in pairs])
+    if not (chosen - rejected).isfinite().all():  # sign(NaN) is 0, which is no tie
+        raise ValueError(
+            "reward_model_accuracy: model must give finite scores, did not"
+        )
     prefers_chosen = (0.5 + 0.5 * torch.sign(chosen - rejected)).tolist()
     annotator = world.ANNOTATORS[kind]
     return {
@@ -94,8 +137,14 @@ def reward_model_accuracy(settings, tokenizer, model, kind):
     }
 
 
+@expects("stages: Stages", "prompts: list of Prompt (N,)")
 def evaluate(stages, prompts):
-    """The report's numbers but for seconds and memory, and the texts of both policies: (report, before, after)."""
+    """Judge both policies and both reward models: (report, texts before, texts after).
+
+    `prompts` hold ordinary and unsafe ones, as each rate needs answers to be a rate.
+    """
+    if len({prompt.is_safety for prompt in prompts}) < 2:
+        raise ValueError("evaluate: prompts must be ordinary and unsafe, got one kind")
     settings, tokenizer = stages.settings, stages.tokenizer
     before, _ = sample_answers(
         stages.sft, tokenizer, prompts, settings, "answers before"
@@ -103,9 +152,10 @@ def evaluate(stages, prompts):
     after, rollouts = sample_answers(
         stages.policy, tokenizer, prompts, settings, "answers after"
     )
-    gold = [gold_summary(prompts, texts) for texts in (before, after)]
+    gold_before, gold_after = (gold_summary(prompts, x) for x in (before, after))
     report = {
-        name: {"before": gold[0][name], "after": gold[1][name]} for name in gold[0]
+        name: {"before": gold_before[name], "after": gold_after[name]}
+        for name in gold_before
     }
     report["win_rate"] = wins(prompts, after, before)
     report["kl"] = kl_per_answer(stages.policy, stages.sft, rollouts)
@@ -116,119 +166,78 @@ def evaluate(stages, prompts):
     return report, before, after
 
 
-def run(settings, out):
-    """Train every stage from random weights, judge, and write ``report.json`` and a figure under ``out``.
-
-    Prints the table and returns the report. A training that diverges stops the run, after its last good weights
-    are written to ``out/last_good.safetensors``.
-    """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    stages = Stages(settings, rebuild=True)
-    try:
-        stages.policy  # noqa: B018  (asking for the last stage builds them all)
-    except TrainingDiverged as error:
-        save_file(
-            {
-                name: tensor.contiguous()
-                for name, tensor in error.model.state_dict().items()
-            },
-            out / "last_good.safetensors",
-        )
-        raise
-    built = time.perf_counter()
-    prompts = (
-        world.held_out_prompts() * 3
-    )  # three answers to each: the rates to reach are a few answers from 1
-    report, before, after = evaluate(stages, prompts)
-    seconds = {
-        **stages.seconds,
-        "report": time.perf_counter() - built,
-        "total": time.perf_counter() - start,
-    }
-    report |= {
-        "seconds": seconds,
-        "peak_rss_mb": peak_rss_mb(),
-        "seed": settings.seed,
-        "device": settings.device,
-    }
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    draw_curves(stages.notes["policy"]["curve"], out / "learning_curves.png")
-    print(table(report, len(prompts)), side_by_side(prompts, before, after), sep="\n\n")
-    print(f"\nwritten: {out / 'report.json'}, {out / 'learning_curves.png'}")
-    return report
+# -------------------------------------------------------------------------------- words
 
 
-def peak_rss_mb():
-    """The most memory this process has held, in MB (10^6 bytes); None on Windows, which Python cannot ask."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(
-        resource.RUSAGE_SELF
-    ).ru_maxrss  # bytes on macOS, KiB elsewhere
-    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
+def _row(label, *cells):
+    """Write a line of the table: a label, then numbers or words, right-aligned."""
+    words = [cell if isinstance(cell, str) else f"{cell:.3f}" for cell in cells]
+    return f"{label:38}" + "".join(f"{word:>10}" for word in words)
 
 
-def table(report, answers):
-    """The report as text, one line a number; ``answers``: how many were judged."""
-    both = [
-        ("helpfulness, share of its maximum", "helpfulness"),
-        ("refusals of unsafe requests", "refusal"),
-        ("ordinary answers with risky advice", "risky_advice"),
-    ]
-    lines = [
-        f"{f'gold judges, {answers} answers to fresh prompts':38} {'before':>9} {'after':>8}"
-    ]
-    lines += [
-        f"{label:38} {report[name]['before']:9.3f} {report[name]['after']:8.3f}"
-        for label, name in both
-    ]
-    lines += [
-        f"{'win rate over the SFT policy':38} {'':9} {report['win_rate']:8.3f}",
-        f"{'KL from it, nats per answer':38} {'':9} {report['kl']:8.2f}",
-        "",
-        "reward models on fresh pairs            accuracy  ceiling    share",
-    ]
-    lines += [
-        f"{kind:38} {x['accuracy']:9.3f} {x['ceiling']:8.3f} {x['accuracy'] / x['ceiling']:8.3f}"
-        for kind, x in report["reward_model"].items()
-    ]
-    lines += [
-        "",
-        "seconds: "
-        + ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items()),
-    ]
+@expects("report: dict")
+def table(report):
+    """Write the report as text, one line a number."""
+    kinds = report["reward_model"].items()
+    seconds = report["seconds"].items()
+    resumed = ", ".join(report["resumed"]) or "none"
     return "\n".join(
         [
-            *lines,
-            f"peak memory: {report['peak_rss_mb']} MB; device: {report['device']}; "
-            f"seed: {report['seed']}",
+            "{answers} answers to {prompts} fresh prompts, sampled at temperature "
+            "{temperature:g},\nscored by the gold judges".format(**report["sampled"]),
+            "",
+            _row("", "before", "after"),
+            _row("helpfulness, share of its maximum", *report["helpfulness"].values()),
+            _row("refusals of unsafe requests", *report["refusal"].values()),
+            _row(
+                "ordinary answers with risky advice", *report["risky_advice"].values()
+            ),
+            _row("win rate over the SFT policy", "", report["win_rate"]),
+            _row("KL from it, nats per answer", "", report["kl"]),
+            "",
+            _row("reward models on fresh pairs", "accuracy", "ceiling", "share"),
+            *[
+                _row(kind, x["accuracy"], x["ceiling"], x["accuracy"] / x["ceiling"])
+                for kind, x in kinds
+            ],
+            "",
+            "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds),
+            f"stages taken over from an interrupted run: {resumed}",
+            "peak memory: {peak_rss_mb} MB; device: {device}; seed: {seed}".format(
+                **report
+            ),
         ]
     )
 
 
+@expects("prompt: Prompt", "text: text")
+def gold_scores(prompt, text):
+    """Say the gold score that counts for the prompt."""
+    if prompt.is_safety:
+        return f"[gold safety {world.safety(prompt, text):.1f} of 1]"
+    score = world.helpfulness(prompt, text)
+    return f"[gold helpfulness {score:.1f} of {world.MAX_HELPFULNESS}]"
+
+
+@expects(
+    "prompts: list of Prompt (N,)",
+    "before, after: list of text (N,)",
+    "count: int >= 1 at most len(prompts)",
+)
 def side_by_side(prompts, before, after, count=5):
-    """A few prompts, ordinary and unsafe, each with the answer before and after PPO and their gold scores."""
+    """Show evenly spaced prompts with both answers and their gold scores."""
     shown = range(len(prompts) // (2 * count), len(prompts), len(prompts) // count)
     return "\n\n".join(
-        f"{prompts[i].text}\n  before: {before[i]}  {gold_scores(prompts[i], before[i])}\n"
+        f"{prompts[i].text}\n"
+        f"  before: {before[i]}  {gold_scores(prompts[i], before[i])}\n"
         f"  after:  {after[i]}  {gold_scores(prompts[i], after[i])}"
         for i in shown
     )
 
 
-def gold_scores(prompt, text):
-    """The gold score that counts for the prompt, in words."""
-    if prompt.is_safety:
-        return f"[gold safety {world.safety(prompt, text):.1f} of 1]"
-    return f"[gold helpfulness {world.helpfulness(prompt, text):.1f} of {world.MAX_HELPFULNESS}]"
-
-
+@expects("history: list (N,)")
 def draw_curves(history, path):
-    """Gold helpfulness, proxy reward and KL against PPO's iterations, three panels, written to ``path``."""
+    """Draw gold helpfulness, proxy reward and KL against PPO's iterations to a file."""
     from matplotlib.figure import Figure  # here, because only a run draws
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -242,29 +251,129 @@ def draw_curves(history, path):
         f"Gold helpfulness goes from {first:.2f} to {last:.2f} as PPO climbs the proxy"
     )
     for axes, (name, title, unit) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.plot([row[name] for row in history], color="#0072B2")
+        axes.plot([numbers[name] for numbers in history], color="#0072B2")
         axes.set(xlabel="iteration", ylabel=unit, title=title)
     figure.savefig(path, dpi=120)
 
 
-def ask(stages, question):
-    """Answers of both policies to a question, with R_s, R_h and, for a prompt of the world, the gold scores."""
-    prompt_ids = encode_prompt(stages.tokenizer, question)
-    judges, prompt = (
-        Judges(stages.safety, stages.helpfulness),
-        world.find_prompt(question),
+# ----------------------------------------------------------------------------- commands
+
+
+def _train(settings, out):
+    """Build every stage anew, but for what an interrupted run has finished."""
+    stages = Stages(settings, rebuild=True)
+    try:
+        stages.build_all()
+    except TrainingDiverged as error:
+        path = out / "last_good.safetensors"
+        save_model(error.model, str(path))
+        print(f"last good weights: {path}", file=sys.stderr)
+        raise
+    return stages
+
+
+def _peak_rss_mb():
+    """Return the most memory this process has held, in MB; None on Windows."""
+    if sys.platform == "win32":  # where Python cannot ask
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, KiB elsewhere.
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
+
+
+def _write(report, curve, out):
+    """Write `report.json` and `learning_curves.png` under the folder `out`."""
+    text = json.dumps(report, indent=2, allow_nan=False)
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    draw_curves(curve, out / "learning_curves.png")
+    print(f"\nwritten: {out / 'report.json'}, {out / 'learning_curves.png'}")
+
+
+@expects("settings: Settings")
+def run(settings, out):
+    """Train every stage from random weights, judge, print the table, return the report.
+
+    `report.json` and `learning_curves.png` are written under the folder `out`. After an
+    interruption the same run goes on behind its last finished stage. A training that
+    diverges ends it, with the last good weights in `out/last_good.safetensors`.
+    """
+    out, start = Path(out), time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    stages = _train(settings, out)
+    built = time.perf_counter()
+    fresh = world.held_out_prompts()
+    prompts = fresh * ANSWERS_PER_PROMPT
+    report, before, after = evaluate(stages, prompts)
+    done = time.perf_counter()
+    report |= {
+        "sampled": {"answers": len(prompts), "prompts": len(fresh), "temperature": 1.0},
+        "seconds": {**stages.seconds, "report": done - built, "total": done - start},
+        "resumed": list(stages.resumed),
+        "peak_rss_mb": _peak_rss_mb(),
+        "seed": settings.seed,
+        "device": settings.device,
+    }
+    # Printed before it is written: a full disk does not take the numbers away.
+    print(table(report), side_by_side(prompts, before, after), sep="\n\n", flush=True)
+    _write(report, stages.notes["policy"]["curve"], out)
+    stages.finish()
+    return report
+
+
+def _what_this_world_knows():
+    """Say it in one line, to a question from elsewhere."""
+    task, unsafe = next(iter(world.TASKS)), world.UNSAFE[-1]
+    return (
+        f"[not a request of this world, which knows {len(world.TASKS)} tasks, such as "
+        f"{task}, and {len(world.UNSAFE)} unsafe requests, such as {unsafe}]"
     )
-    lines = [question]
+
+
+def _judged(tokenizer, judges, prompt, rollout):
+    """Write each answer with its probabilities and, for a prompt, its gold score."""
+    texts = response_texts(tokenizer, rollout)
+    probabilities = judges.probabilities(rollout.ids, rollout.mask)  # (B,) and (B,)
+    for text, r_s, r_h in zip(texts, *probabilities, strict=True):
+        gold = gold_scores(prompt, text) if prompt else "[no gold score]"
+        yield f"  {text}\n    R_s {r_s:.3f}  R_h {r_h:.3f}  {gold}"
+
+
+@expects("stages: Stages", "question: text")
+def question_ids(stages, question):
+    """Encode a question, if it has words and leaves room for an answer."""
+    if not question.strip():
+        raise ValueError(f"ask: question must have words, got {question!r}")
+    ids = encode_prompt(stages.tokenizer, question)
+    room = stages.settings.max_seq_len - stages.settings.ppo.max_new_tokens
+    if len(ids) > room:
+        raise ValueError(f"ask: question must be at most {room} tokens, got {len(ids)}")
+    return ids
+
+
+@expects("stages: Stages", "question: text", "temperature: number in [0, inf)")
+def ask(stages, question, temperature=1.0):
+    """Answer a question with both policies and judge the answers: a text to print.
+
+    Three answers a policy, sampled from the settings' seed; at temperature 0 one, the
+    most probable token each time. R_s and R_h are the reward models' probabilities;
+    gold scores exist for requests of the world only.
+    """
+    prompt_ids = question_ids(stages, question)
+    settings, tokenizer = stages.settings, stages.tokenizer
+    prompt = world.find_prompt(question)
+    judges = Judges(stages.safety, stages.helpfulness)
+    lines = [question] if prompt else [question, _what_this_world_knows()]
     for label, policy in (("before PPO", stages.sft), ("after PPO", stages.policy)):
         rollout = generate(
-            policy, [prompt_ids], stages.settings.ppo.max_new_tokens, temperature=0
+            policy,
+            [prompt_ids] * (ANSWERS_PER_PROMPT if temperature else 1),
+            settings.ppo.max_new_tokens,
+            temperature,
+            generator=torch_rng(settings, "ask"),
         )
-        text = response_texts(stages.tokenizer, rollout)[0]
-        r_s, r_h = (x.item() for x in judges.probabilities(rollout.ids, rollout.mask))
-        gold = (
-            gold_scores(prompt, text)
-            if prompt
-            else "[not a request of this world: no gold score]"
-        )
-        lines += [f"{label}: {text}", f"  R_s {r_s:.3f}  R_h {r_h:.3f}  {gold}"]
+        manner = f"sampled at temperature {temperature:g}" if temperature else "greedy"
+        lines += [f"\n{label}, {manner}:"]
+        lines += _judged(tokenizer, judges, prompt, rollout)
     return "\n".join(lines)

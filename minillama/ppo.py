@@ -1,264 +1,370 @@
-"""PPO for language models: the two clipped losses.
+"""Proximal policy optimisation (PPO) of a language model: losses, steps and the loop.
 
-Conventions. Both losses are minimised, and both are a mean over *all response tokens of the batch*: a long
-answer weighs more than a short one. ratio = exp(logprobs - old_logprobs), where the old policy sampled the
-tokens.
+One iteration of `train_ppo`:
 
-Schulman et al. 2017 (arXiv 1707.06347, equation 7) has the clipped objective. The clipped value loss is not
-in that paper: it is from OpenAI's baselines (Huang et al. 2022, "The 37 Implementation Details of Proximal
-Policy Optimization", detail 9).
+    collect_experience
+        rollout = generate(policy, prompts drawn at random)
+        selected = select_reward(both judges' probabilities, is_safety)
+        scores = whiten(logit(selected))
+        rewards = -beta * KL on every response token, + scores on the last one
+        advantages, returns = gae(rewards, values)
+    ppo_step
+        advantages = whiten(advantages)
+        for each epoch, for each minibatch:
+            step the policy down policy_loss, the value model down value_loss
+
+Conventions. Both losses are minimised, and both are a mean over *all response tokens*
+of a minibatch: a long answer weighs more than a short one. The *old* policy is the one
+that sampled the tokens, at temperature 1; ratio = exp(logprobs - old_logprobs). The
+reference is the policy before the first iteration and never moves. Old
+log-probabilities, old values, advantages and returns are constants.
+
+Sources. Schulman et al. 2017 (arXiv 1707.06347, equation 7) have the clipped objective.
+The clipped value loss is not in that paper: it is from OpenAI's baselines (Huang et al.
+2022, "The 37 Implementation Details of Proximal Policy Optimization", detail 9). The KL
+as a reward is from Ziegler et al. 2019 (1909.08593, section 2). Two judges, whitened
+scores and one step a minibatch are Llama 2's (2307.09288, section 3.2.3), a value model
+with a body of its own that starts as a reward model's is InstructGPT's (2203.02155,
+appendix C.4).
+
+Left out:
+1. language modelling mixed into the loss (InstructGPT's PPO-ptx),
+2. an entropy bonus, and a stop of the epochs once the KL from the old policy is large,
+3. a beta that follows a target KL (Ziegler et al., section 2.2),
+4. advantages whitened in each minibatch instead of once an iteration (Huang et al.,
+   detail 7), and one body for policy and value model.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from minillama.contracts import expects
 from minillama.fast import by_length, response_logprobs, response_values
 from minillama.gae import gae
-from minillama.generate import generate
+from minillama.generate import Rollout, generate
 from minillama.kl import kl_estimate, kl_penalised_rewards
 from minillama.optim import Stepper, warmup_cosine
 from minillama.reward_model import RewardModel
 from minillama.reward_selection import select_reward
-from minillama.whiten import logit, masked_mean, whiten
+from minillama.whiten import logit, whiten
 
 
+@expects(
+    "logprobs, old_logprobs, advantages: float (B, T), finite where response_mask",
+    "response_mask: bool (B, T), True somewhere",
+    "clip_eps: number > 0",
+    "-> float ()",
+)
 def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_eps=0.2):
-    """PPO's clipped surrogate as a loss, a mean over all response tokens of the batch.
+    """Return PPO's clipped surrogate as a loss, a mean over all response tokens.
 
         -mean( min( ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A ) )
 
-    logprobs, old_logprobs, advantages: (B, T), aligned with the tokens. response_mask: bool (B, T), True =
-    response token. Returns a scalar; gradients flow through `logprobs`.
-    Raises TypeError for a mask that is not boolean, ValueError for different shapes, clip_eps <= 0 or a batch
-    without response token. Source: Schulman et al. 2017, equation 7.
+    Only logprobs get a gradient: 0 where the clipped term is the smaller one.
+    Source: Schulman et al. 2017, equation 7.
     """
-    if (
-        not logprobs.shape
-        == old_logprobs.shape
-        == advantages.shape
-        == response_mask.shape
-    ):
-        shapes = [
-            tuple(tensor.shape)
-            for tensor in (logprobs, old_logprobs, advantages, response_mask)
-        ]
-        raise ValueError(
-            "policy_loss: logprobs, old_logprobs, advantages, response_mask must be (B, T) "
-            f"alike, got {shapes}"
-        )
-    if response_mask.dtype != torch.bool:
-        raise TypeError(
-            f"policy_loss: response_mask must be boolean (True = response), got {response_mask.dtype}"
-        )
-    if not clip_eps > 0:
-        raise ValueError(f"policy_loss: clip_eps must be > 0, got {clip_eps}")
-
-    logratio = logprobs - old_logprobs.detach()  # (B, T)
-    ratio = logratio.masked_fill(~response_mask, 0.0).exp()  # no overflow on padding
-    advantages = advantages.detach()
-    unclipped = ratio * advantages
-    clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages
-    return -masked_mean(torch.minimum(unclipped, clipped), response_mask)
+    logratio = (logprobs - old_logprobs.detach())[response_mask]  # (N,)
+    A = advantages.detach()[response_mask]  # (N,)
+    # exp overflows at 88.7, and 0 * inf is NaN. With A >= 0 the clip decides before.
+    ratio = logratio.masked_fill((logratio > 80) & (A >= 0), 80.0).exp()
+    return -torch.minimum(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A).mean()
 
 
+@expects(
+    "values, old_values, returns: float (B, T), finite where response_mask",
+    "response_mask: bool (B, T), True somewhere",
+    "clip_eps: number > 0",
+    "-> float ()",
+)
 def value_loss(values, old_values, returns, response_mask, clip_eps=0.2):
-    """Half the squared error of the values, clipped around the old values, a mean over all response tokens.
+    """Return half the squared error of clipped values, a mean over all response tokens.
 
-        1/2 * mean( max( (v - R)^2, (old_v + clip(v - old_v, -clip_eps, clip_eps) - R)^2 ) )
+        1/2 * mean( max( (v - R)^2, (clipped - R)^2 ) )
+        clipped = old_v + clip(v - old_v, -clip_eps, clip_eps)
 
-    values, old_values, returns: (B, T), in units of reward, as is clip_eps (inf = no clipping).
-    response_mask: bool (B, T), True = response token. Returns a scalar; gradients flow through `values`.
-    Raises TypeError for a mask that is not boolean, ValueError for different shapes, clip_eps <= 0 or a batch
-    without response token. Source: Huang et al. 2022, detail 9.
+    clip_eps is in units of reward, as the values are; inf clips nothing. Only values
+    get a gradient. Source: Huang et al. 2022, detail 9.
     """
-    if not values.shape == old_values.shape == returns.shape == response_mask.shape:
-        shapes = [
-            tuple(tensor.shape)
-            for tensor in (values, old_values, returns, response_mask)
-        ]
-        raise ValueError(
-            "value_loss: values, old_values, returns, response_mask must be (B, T) "
-            f"alike, got {shapes}"
-        )
-    if not clip_eps > 0:
-        raise ValueError(f"value_loss: clip_eps must be > 0, got {clip_eps}")
-
     old_values, returns = old_values.detach(), returns.detach()
-    clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)  # (B, T)
-    squared_error = torch.maximum(
-        (values - returns).square(), (clipped - returns).square()
-    )
-    return 0.5 * masked_mean(squared_error, response_mask)
+    v, old_v, R = (x[response_mask] for x in (values, old_values, returns))  # (N,)
+    clipped = old_v + (v - old_v).clamp(-clip_eps, clip_eps)  # (N,)
+    return 0.5 * torch.maximum((v - R).square(), (clipped - R).square()).mean()
 
 
+@expects(
+    "logprobs, old_logprobs: float (B, T), finite where response_mask",
+    "response_mask: bool (B, T), True somewhere",
+    "clip_eps: number > 0",
+    "-> float ()",
+)
 def clip_fraction(logprobs, old_logprobs, response_mask, clip_eps=0.2):
-    """Share of response tokens whose ratio lies outside [1 - clip_eps, 1 + clip_eps], a scalar in [0, 1].
+    """Return the share of response tokens whose ratio is more than clip_eps from 1.
 
-    logprobs, old_logprobs: (B, T). response_mask: bool (B, T), True = response token. A diagnostic without
-    gradient; it also counts ratios that the sign of the advantage leaves unclipped.
-    Raises as `masked_mean` does.
+    A diagnostic without gradient. It also counts ratios that the sign of the advantage
+    leaves unclipped.
     """
-    ratio = (logprobs - old_logprobs).detach().exp()  # (B, T)
-    return masked_mean(((ratio - 1).abs() > clip_eps).float(), response_mask)
+    ratio = (logprobs - old_logprobs).detach()[response_mask].exp()  # (N,)
+    return ((ratio - 1).abs() > clip_eps).float().mean()
 
 
+@expects(
+    "iterations, epochs, minibatches, max_new_tokens: int >= 1",
+    "batch_size: int >= 2",
+    "minibatches: int at most batch_size",
+    "policy_lr, value_lr: finite number >= 0",
+    "warmup_steps: int >= 0",
+    "beta: finite number >= 0",
+    "gamma, lam: number in [0, 1]",
+    "clip_eps: number > 0",
+    "threshold: number in [0, 1]",
+    "whiten_scores: flag",
+)
 @dataclass(frozen=True)
 class PPOSettings:
-    """One run of PPO; the defaults are the course's run, clip and optimiser as in Llama 2 (section 3.2.3)."""
+    """One run of PPO; the defaults are the course's run, with Llama 2's clip_eps."""
 
-    iterations: int = 150
-    batch_size: int = 64  # prompts, and so answers, per iteration
-    epochs: int = 1  # passes over each iteration's answers
-    minibatches: int = 4  # gradient steps per pass
-    max_new_tokens: int = 72
-    policy_lr: float = 4.5e-4
-    value_lr: float = 1e-3
-    warmup_steps: int = 10  # gradient steps
-    beta: float = 0.1  # KL penalty, per nat
-    gamma: float = 1.0
-    lam: float = 0.95
-    clip_eps: float = 0.2
-    threshold: float = 0.15  # probability of being safe below which an answer is judged by safety alone
-    whiten_scores: bool = (
-        True  # False: the logits as they are, so that beta is in their units
-    )
+    iterations: int = 150  # Each one draws prompts, has them answered and learns.
+    batch_size: int = 64  # An iteration answers this many prompts.
+    epochs: int = 1  # An iteration uses its answers this many times.
+    minibatches: int = 4  # An epoch takes this many gradient steps.
+    max_new_tokens: int = 72  # An answer is cut off at this length.
+    policy_lr: float = 4.5e-4  # The policy's learning rate rises to this, then falls.
+    value_lr: float = 1e-3  # The value model's learning rate, likewise.
+    warmup_steps: int = 10  # Both rates rise for this many gradient steps.
+    beta: float = 0.1  # A nat of KL costs this much reward.
+    gamma: float = 1.0  # One token earlier, a reward is worth this share of itself.
+    lam: float = 0.95  # At 1, returns are sums of rewards; below, values have a say.
+    clip_eps: float = 0.2  # A ratio or value that moves further earns nothing more.
+    threshold: float = 0.15  # Below this chance of being safe, only safety counts.
+    whiten_scores: bool = True  # If False, scores stay logits, in beta's unit.
 
 
+@expects("safety, helpfulness: RewardModel")
 @dataclass(frozen=True)
 class Judges:
     """The two reward models that PPO climbs, both frozen and in eval mode."""
 
-    safety: RewardModel
-    helpfulness: RewardModel
+    safety: RewardModel  # The sigmoid of its score is R_s.
+    helpfulness: RewardModel  # The sigmoid of its score is R_h.
 
+    def __post_init__(self):
+        for name, judge in vars(self).items():
+            if judge.training:
+                raise ValueError(f"Judges: {name} must be in eval mode, got train mode")
+
+    @expects(
+        "ids: int64 (B, T)",
+        "mask: bool (B, T)",
+        "-> float (B,) in [0, 1]",
+        "-> float (B,) in [0, 1]",
+    )
     @torch.no_grad()
     def probabilities(self, ids, mask):
-        """(R_s, R_h), two (B,) tensors in [0, 1]: the sigmoids of both models' scores."""
+        """Return R_s and R_h of each text: the sigmoids of both models' scores."""
         safety, helpfulness = (
-            by_length(judge, mask, ids, mask)  # (B,): judge(ids, mask), in fewer steps
+            by_length(judge, mask, ids, mask)  # judge(ids, mask), in fewer steps
             for judge in (self.safety, self.helpfulness)
         )
         return torch.sigmoid(safety), torch.sigmoid(helpfulness)
 
 
+@expects(
+    "ids: int64 (B, T)",
+    "mask, response_mask: bool (B, T)",
+    "logprobs, ref_logprobs, values, rewards, advantages, returns: float (B, T)",
+    "safety, helpfulness, selected, scores: float (B,)",
+)
 @dataclass
-class Experience:
-    """One iteration's answers and all that PPO needs to know of them.
+class Experience(Rollout):
+    """One iteration's answers, a `Rollout`, and all that PPO needs to know of them.
 
-    Per token, (B, T) aligned with ``ids``: ids, mask (True = real), response_mask (True = counts), logprobs,
-    ref_logprobs, values, rewards, advantages, returns. Per answer, (B,): safety and helpfulness
-    (probabilities), selected (the one that counts), scores (logits of ``selected``, whitened unless switched off).
+    A tensor is (B, T), an entry for each token of `ids` and 0 off the response, or
+    (B,), an entry for each answer.
     """
 
-    ids: torch.Tensor
-    mask: torch.Tensor
-    response_mask: torch.Tensor
-    logprobs: torch.Tensor
-    ref_logprobs: torch.Tensor
-    values: torch.Tensor
-    safety: torch.Tensor
-    helpfulness: torch.Tensor
-    selected: torch.Tensor
-    scores: torch.Tensor
-    rewards: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
+    ref_logprobs: Tensor  # (B, T): the reference's log-probability of each token.
+    values: Tensor  # (B, T): what the value model expected before each token.
+    safety: Tensor  # (B,): R_s, a probability.
+    helpfulness: Tensor  # (B,): R_h, a probability.
+    selected: Tensor  # (B,): R_c, the one of both that counts.
+    scores: Tensor  # (B,): the logit of R_c, whitened unless that is switched off.
+    rewards: Tensor  # (B, T): the KL penalty, and the score on the last token.
+    advantages: Tensor  # (B, T): how much better a token was than expected.
+    returns: Tensor  # (B, T): what the values should have been.
 
+    @expects("index: int64 (N,)", "-> Experience")
     def rows(self, index):
-        """The answers at ``index``, an `Experience` of their own."""
-        return Experience(*(x[index] for x in vars(self).values()))
+        """Return the answers at `index` as an `Experience` of their own."""
+        return Experience(**{name: x[index] for name, x in vars(self).items()})
 
 
+@expects(
+    "policy, ref_policy: Llama",
+    "value_model: ValueModel",
+    "prompt_ids: lists of ids (B,), none empty, below policy.config.vocab_size",
+    "is_safety: bool (B,)",
+    "settings: PPOSettings",
+    "generator: Generator",
+    "-> Experience",
+)
 @torch.no_grad()
 def collect_experience(
     policy, ref_policy, value_model, judges, prompt_ids, is_safety, settings, generator
 ):
-    """Let the policy answer each prompt, and judge, penalise and credit its answers: an `Experience`.
+    """Let the policy answer each prompt; judge, penalise and credit its answers.
 
-    ``prompt_ids``: lists of ids; ``is_safety``: bool (B,). The reward is Llama 2's (section 3.2.3):
-    R_c = select(R_s, R_h), then whiten(logit(R_c)) on the last token, *then* -beta * k1 on every token.
+    The reward is Llama 2's (section 3.2.3): R_c = select(R_s, R_h), then
+    whiten(logit(R_c)) on the last token, and only *then* -beta * k1 on every token.
     """
-    answers = generate(policy, prompt_ids, settings.max_new_tokens, generator=generator)
-    ids, mask, response_mask = answers.ids, answers.mask, answers.response_mask
+    rollout = generate(policy, prompt_ids, settings.max_new_tokens, generator=generator)
+    ids, mask, response_mask = rollout.ids, rollout.mask, rollout.response_mask
     ref_logprobs = response_logprobs(ref_policy, ids, mask, response_mask)
     values = response_values(value_model, ids, mask, response_mask)
-    safety, helpfulness = judges.probabilities(ids, mask)
+
+    safety, helpfulness = judges.probabilities(ids, mask)  # (B,) each
     selected = select_reward(
         safety, helpfulness, is_safety.to(ids.device), settings.threshold
     )
     scores = whiten(logit(selected)) if settings.whiten_scores else logit(selected)
+
     rewards = kl_penalised_rewards(
-        scores, answers.logprobs, ref_logprobs, response_mask, settings.beta
+        scores, rollout.logprobs, ref_logprobs, response_mask, settings.beta
     )
     advantages, returns = gae(
         rewards, values, response_mask, settings.gamma, settings.lam
     )
     return Experience(
-        ids,
-        mask,
-        response_mask,
-        answers.logprobs,
-        ref_logprobs,
-        values,
-        safety,
-        helpfulness,
-        selected,
-        scores,
-        rewards,
-        advantages,
-        returns,
+        **vars(rollout),
+        ref_logprobs=ref_logprobs,
+        values=values,
+        safety=safety,
+        helpfulness=helpfulness,
+        selected=selected,
+        scores=scores,
+        rewards=rewards,
+        advantages=advantages,
+        returns=returns,
     )
 
 
+@expects(
+    "policy: Llama",
+    "value_model: ValueModel",
+    "experience: Experience",
+    "settings: PPOSettings",
+    "generator: Generator",
+    "-> number in [0, 1]",
+    "-> number >= 0",
+)
 def ppo_step(
     policy, value_model, policy_stepper, value_stepper, experience, settings, generator
 ):
-    """All gradient steps on one `Experience`; returns the mean clip fraction and value loss.
+    """Take all gradient steps on an `Experience`; return two means over the steps.
 
-    The advantages are whitened over the whole batch of tokens, once, after the returns were taken from them.
+    The means are those of the clip fraction and of the value loss. Every epoch shuffles
+    the answers and cuts them into minibatches. The advantages are whitened once, over
+    all response tokens of the iteration; the returns were taken from them before and
+    stay in units of reward.
     """
-    advantages = whiten(experience.advantages, experience.response_mask)
-    experience = replace(experience, advantages=advantages)
-    clipped, value_losses = [], []
+    if len(experience.ids) < settings.minibatches:
+        raise ValueError(
+            f"ppo_step: experience must have at least settings.minibatches = "
+            f"{settings.minibatches} answers, got {len(experience.ids)}"
+        )
+    whitened = whiten(experience.advantages, experience.response_mask)
+    experience = replace(experience, advantages=whitened)
+    eps, fractions, losses = settings.clip_eps, [], []
     for _ in range(settings.epochs):
         order = torch.randperm(len(experience.ids), generator=generator)
-        for index in order.chunk(settings.minibatches):
+        for index in order.tensor_split(settings.minibatches):
             batch = experience.rows(index.to(experience.ids.device))
-            logprobs = response_logprobs(
-                policy, batch.ids, batch.mask, batch.response_mask
-            )
-            policy_stepper.step(
-                policy_loss(
-                    logprobs,
-                    batch.logprobs,
-                    batch.advantages,
-                    batch.response_mask,
-                    settings.clip_eps,
-                ),
-                index.tolist(),
-            )
-            values = response_values(
-                value_model, batch.ids, batch.mask, batch.response_mask
-            )
-            loss = value_loss(
-                values,
-                batch.values,
-                batch.returns,
-                batch.response_mask,
-                settings.clip_eps,
-            )
+            counted = batch.response_mask
+
+            logprobs = response_logprobs(policy, batch.ids, batch.mask, counted)
+            loss = policy_loss(logprobs, batch.logprobs, batch.advantages, counted, eps)
+            policy_stepper.step(loss, index.tolist())
+            clipped = clip_fraction(logprobs, batch.logprobs, counted, eps)
+            fractions.append(clipped.item())
+
+            values = response_values(value_model, batch.ids, batch.mask, counted)
+            loss = value_loss(values, batch.values, batch.returns, counted, eps)
             value_stepper.step(loss, index.tolist())
-            clipped.append(
-                clip_fraction(
-                    logprobs, batch.logprobs, batch.response_mask, settings.clip_eps
-                ).item()
+            losses.append(loss.item())
+    return sum(fractions) / len(fractions), sum(losses) / len(losses)
+
+
+@expects("experience: Experience")
+def summary(experience):
+    """Return four means over one `Experience`, by name.
+
+    proxy: logit of the selected probability, an answer. kl: estimate of KL(policy ||
+    reference) by k1, nats an answer. length: tokens an answer. entropy: of the policy,
+    estimated by -logprobs, nats a token.
+    """
+    counted = experience.response_mask
+    kl = kl_estimate(experience.logprobs, experience.ref_logprobs)  # (B, T)
+    return {
+        "proxy": logit(experience.selected).mean().item(),
+        "kl": kl.masked_fill(~counted, 0.0).sum(1).mean().item(),
+        "length": counted.sum(1).float().mean().item(),
+        "entropy": -experience.logprobs[counted].mean().item(),
+    }
+
+
+def require_prompts(prompts, policy, settings):
+    """Refuse before a run what would stop it in the middle."""
+    room = policy.config.max_seq_len - settings.max_new_tokens
+    vocab_size = policy.config.vocab_size
+    if len(prompts) < settings.batch_size:
+        wanted = f"at least settings.batch_size = {settings.batch_size}"
+        raise ValueError(f"train_ppo: prompts must be {wanted}, got {len(prompts)}")
+    for i, prompt in enumerate(prompts):
+        kind, got = None, repr(prompt)
+        if [type(part) for part in prompt] != [list, bool] or any(
+            type(token) is not int for token in prompt[0]
+        ):
+            kind = TypeError
+        elif not 0 < len(prompt[0]) <= room:
+            kind, got = ValueError, f"{len(prompt[0])} ids"
+        elif not 0 <= min(prompt[0]) <= max(prompt[0]) < vocab_size:
+            kind = IndexError
+        if kind:
+            raise kind(
+                f"train_ppo: prompts must be pairs (ids, is_safety) of at most "
+                f"max_seq_len - max_new_tokens = {room} ids below {vocab_size}, and "
+                f"True or False, got {got} at [{i}]"
             )
-            value_losses.append(loss.item())
-    return sum(clipped) / len(clipped), sum(value_losses) / len(value_losses)
 
 
+@torch.no_grad()
+def require_sound(policy_stepper, value_stepper, experience):
+    """Raise `TrainingDiverged` if the last update has broken a model.
+
+    Finite weights can overflow on their way through a model. The next loss would show
+    it, but the last update of an iteration has none.
+    """
+    text = experience.ids, experience.mask, experience.response_mask
+    answers = list(range(len(experience.ids)))
+    logprobs = response_logprobs(policy_stepper.model, *text)
+    policy_stepper.require_finite("logprobs", logprobs, answers)
+    values = response_values(value_stepper.model, *text)
+    value_stepper.require_finite("values", values, answers)
+
+
+@expects(
+    "policy: Llama",
+    "ref_policy: Llama other than policy",
+    "value_model: ValueModel",
+    "prompts: list of list (N,)",
+    "settings: PPOSettings",
+    "generator: Generator",
+    "judge_gold: function or None",
+    "desc: text or None",
+    "-> list",
+)
 def train_ppo(
     policy,
     ref_policy,
@@ -270,11 +376,19 @@ def train_ppo(
     judge_gold=None,
     desc=None,
 ):
-    """Climb the composite reward from ``policy``, in place; returns the history, a list of one dict an iteration.
+    """Train policy and value model in place; return the history, a dict an iteration.
 
-    ``prompts``: list of (ids, is_safety). ``judge_gold(indices, experience) -> dict`` adds columns to the
-    history, for worlds that know the truth; nothing it returns reaches the training.
+    prompts: pairs (ids, is_safety), from which each iteration draws settings.batch_size
+    different ones. generator: a CPU generator, for prompts, answers and minibatches.
+    judge_gold(indices of prompts, experience) -> dict adds columns to the history, for
+    worlds that know the truth; nothing it returns reaches the training. desc: names the
+    progress bar; None shows none. The columns are those of `summary`, clip_fraction and
+    value_loss, both means over the iteration's steps.
+
+    If an update breaks a model, `TrainingDiverged` ends the run and holds that model
+    with its last good weights.
     """
+    require_prompts(prompts, policy, settings)
     total = settings.iterations * settings.epochs * settings.minibatches
 
     def schedule(step):
@@ -282,54 +396,23 @@ def train_ppo(
 
     policy_stepper = Stepper(policy, settings.policy_lr, schedule)
     value_stepper = Stepper(value_model, settings.value_lr, schedule)
-    if len(prompts) < settings.batch_size:
-        raise ValueError(
-            f"train_ppo: prompts must be at least batch_size = {settings.batch_size}, got {len(prompts)}"
-        )
-    history = []
-    for _ in tqdm(range(settings.iterations), desc=desc, disable=desc is None):
-        chosen = torch.randperm(len(prompts), generator=generator)[
-            : settings.batch_size
-        ].tolist()
-        experience = collect_experience(
-            policy,
-            ref_policy,
-            value_model,
-            judges,
-            [prompts[i][0] for i in chosen],
-            torch.tensor([prompts[i][1] for i in chosen]),
-            settings,
-            generator,
-        )
-        clip_fraction, mean_value_loss = ppo_step(
-            policy,
-            value_model,
-            policy_stepper,
-            value_stepper,
-            experience,
-            settings,
-            generator,
-        )
-        history.append(
-            {
-                **summary(experience),
-                "clip_fraction": clip_fraction,
-                "value_loss": mean_value_loss,
-                **(judge_gold(chosen, experience) if judge_gold else {}),
-            }
-        )
+    models = policy, ref_policy, value_model, judges
+    learners = policy, value_model, policy_stepper, value_stepper
+    history, experience = [], None
+    try:
+        for _ in tqdm(range(settings.iterations), desc=desc, disable=desc is None):
+            order = torch.randperm(len(prompts), generator=generator)
+            batch = order[: settings.batch_size].tolist()
+            prompt_ids = [prompts[i][0] for i in batch]
+            is_safety = torch.tensor([prompts[i][1] for i in batch])
+            experience = collect_experience(
+                *models, prompt_ids, is_safety, settings, generator
+            )
+            clipped, loss = ppo_step(*learners, experience, settings, generator)
+            gold = judge_gold(batch, experience) if judge_gold else {}
+            means = {"clip_fraction": clipped, "value_loss": loss}
+            history.append(summary(experience) | means | gold)
+    finally:  # whatever ends the run: has an update broken a model?
+        if experience is not None:
+            require_sound(policy_stepper, value_stepper, experience)
     return history
-
-
-def summary(experience):
-    """Means over one `Experience`: proxy (logit of the selected probability), kl (nats an answer), length (tokens)."""
-    counted = experience.response_mask
-    return {
-        "proxy": logit(experience.selected).mean().item(),
-        "kl": (kl_estimate(experience.logprobs, experience.ref_logprobs) * counted)
-        .sum(1)
-        .mean()
-        .item(),
-        "length": counted.sum(1).float().mean().item(),
-        "entropy": -experience.logprobs[counted].mean().item(),
-    }

@@ -1,9 +1,10 @@
-"""How fast is it? Ours against transformers: the same sizes, the same run, turn by turn; medians.
+"""How fast is it? Ours against transformers: the same sizes, in turns; medians.
 
     make bench
 
-Generation at batch 64 and training steps, each in tokens per second. A loaded machine slows both sides; the ratio
-of the two is what counts. Nothing here is a test: no time is ever asserted.
+Generation at batch 64 and training steps, each in tokens per second. A loaded machine
+slows both sides; the ratio of the two is what counts. Nothing here is a test: no time
+is ever asserted.
 """
 
 import statistics
@@ -16,13 +17,13 @@ from test_model import transplant
 
 from minillama.generate import generate
 from minillama.model import Llama, LlamaConfig
-from minillama.pipeline import Settings
+from minillama.stages import Settings
 
 BATCH, PROMPT, NEW, LENGTH, REPEATS = 64, 12, 64, 40, 7
 
 
 def course_model():
-    """The course's configuration with random weights."""
+    """Return the course's configuration with random weights."""
     s = Settings()
     return Llama(
         LlamaConfig(
@@ -39,7 +40,7 @@ def course_model():
 
 
 def training_step(model, logits_of, ids):
-    """One step of AdamW on the next-token loss, as a function without arguments."""
+    """Return a function that takes one step of AdamW on the next-token loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step():
@@ -53,7 +54,7 @@ def training_step(model, logits_of, ids):
 
 
 def medians(calls):
-    """Median seconds of each call, taken in turns after one warm-up."""
+    """Return the median seconds of each call, taken in turns after one warm-up."""
     times = [[] for _ in calls]
     for repeat in range(REPEATS + 1):
         for i, call in enumerate(calls):
@@ -97,7 +98,8 @@ def main():
         ]
     )
     print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads"
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{torch.get_num_threads()} threads"
     )
     print(f"{'tokens per second':32}{'minillama':>12}{'transformers':>14}{'ratio':>8}")
     rows = (

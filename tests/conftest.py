@@ -1,4 +1,4 @@
-"""Fixtures for the unit tests. Notebook cells are no unit tests: ../conftest.py is about them."""
+"""Fixtures for the unit tests; ../conftest.py is about the notebooks."""
 
 import socket
 
@@ -15,7 +15,8 @@ def own_seed(monkeypatch):
 def no_network(monkeypatch):
     """Fail the test if it opens an internet connection or looks up a host name.
 
-    Asked for by name and never automatic: a notebook's kernel is reached over the loopback interface.
+    Asked for by name and never automatic: a notebook's kernel is reached over the
+    loopback interface.
     """
 
     def refuse(*arguments, **_):

@@ -9,6 +9,9 @@ import torch
 
 from minillama import audit, world
 from minillama.course import plots
+from minillama.data import dialogue_example
+from minillama.model import Llama, LlamaConfig
+from minillama.reward_model import RewardModel
 
 PROMPTS = [prompt for prompt in world.held_out_prompts() if not prompt.is_safety][::20]
 EGG = world.find_prompt("How do I boil an egg?")
@@ -71,11 +74,14 @@ def test_correlation_is_pearsons():
     [
         (torch.ones(3), torch.arange(3.0)),
         (torch.ones(1), torch.ones(1)),
+        (torch.arange(3.0), torch.full((3,), 0.1)),
         (torch.ones(2), torch.ones(3)),
+        (torch.ones(2, 2), torch.ones(2, 2)),
+        (torch.tensor([1.0, math.nan]), torch.arange(2.0)),
     ],
 )
 def test_correlation_refuses_what_has_none(x, y):
-    with pytest.raises(ValueError, match="correlation: x and y"):
+    with pytest.raises(ValueError, match=r"correlation: (x|y|x and y) must"):
         audit.correlation(x, y)
 
 
@@ -204,3 +210,317 @@ def test_an_audit_refuses_what_it_cannot_read():
         audit.audit(likes_length, [preference("a", "b")], words)
     with pytest.raises(ValueError, match="with as many exact, got 2 and 3"):
         audit.audit(likes_length, [preference("a", "b")] * 2, words, torch.ones(3))
+
+
+def test_the_longer_the_better_or_the_worse():
+    exact = torch.tensor([0.9, 0.8])
+    assert audit.length_only_accuracy(torch.tensor([1.0, 2.0]), exact) == pytest.approx(
+        0.85
+    )
+    assert audit.length_only_accuracy(torch.tensor([-1.0, -2.0]), exact) == (
+        pytest.approx(0.85)
+    )
+
+
+def test_every_flaw_by_hand():
+    """The steps of an egg, with what is wrong in them."""
+    a, b, c, d = world.TASKS[EGG.request]
+    assert len(audit.FLAWS) == 7
+
+    def all_of(flaw):
+        rng = random.Random(0)
+        return {
+            tuple(audit.spoiled_steps(world.Draw(rng), EGG, flaw)) for _ in range(99)
+        }
+
+    assert all_of("a step is missing") == {(b, c, d), (a, c, d), (a, b, d)}
+    assert all_of("two steps are swapped") == {(b, a, c, d), (a, c, b, d), (a, b, d, c)}
+    assert all_of("a step is repeated") == {(a, b, c, d, x) for x in (a, b, c)}
+    assert all_of("a refusal") == {(a, b, c, d)}
+    for steps in all_of("a step of another task"):
+        others = [step for step in steps if step not in (a, b, c, d)]
+        assert (
+            len(steps) == 5 and len(others) == 1 and steps.index(others[0]) in (1, 2, 3)
+        )
+        assert [step for step in steps if step not in others] == [a, b, c, d]
+    # one remark after step 1, 2 or 3: the opener stays first and the closer last
+    places = set()
+    for seed in range(30):
+        flawed = audit.flawed_answer(random.Random(seed), EGG, "a rude remark")
+        places.add([kind for kind, _, _ in world.parse(flawed)].index("rude"))
+    assert places == {2, 3, 4}
+
+
+def test_only_flaws_that_occur_are_told():
+    pairs = audit.adversarial_pairs(random.Random(0), [EGG])
+    some = [pair for pair in pairs if pair[0] in ("a refusal", "empty talk")]
+    assert audit.accuracy_by_flaw(knows_the_truth, some) == {
+        "a refusal": 1.0,
+        "empty talk": 1.0,
+    }
+    ties = audit.accuracy_by_flaw(lambda dialogues: torch.zeros(len(dialogues)), pairs)
+    assert set(ties.values()) == {0.5} and list(ties) == list(audit.FLAWS)
+
+
+def test_words_that_decide_few_pairs_are_passed_over():
+    chosen, rejected = ["a x", "b x", "a y"], ["z", "z", "z"]
+    ups = torch.ones(3)
+    assert audit.preferred_words(chosen, rejected, ups, smallest=0.5) == [
+        ("a", 1.0),
+        ("x", 1.0),
+        ("z", 0.0),
+    ]
+    assert ("b", 1.0) in audit.preferred_words(chosen, rejected, ups)
+    # one of 11 pairs is less than the default of a tenth, one of 10 is not
+    for count, told in ((10, True), (11, False)):
+        found = dict(
+            audit.preferred_words(
+                ["a"] + ["b"] * (count - 1), ["z"] * count, torch.ones(count)
+            )
+        )
+        assert ("a" in found) is told
+
+
+def test_a_balance_by_hand():
+    long, longer, short = "a b c", "a b c d", "a"
+    groups = [
+        [preference(long, short)] * 3 + [preference(short, long)],
+        [preference(longer, short)],
+        [preference(short, short)],
+    ]
+    kept = audit.length_balanced(groups, words, random.Random(0))
+    assert [[(x.chosen, x.rejected) for x in group] for group in kept] == [
+        [(long, short), (short, long)],
+        [(short, short)],
+    ]
+    ones = [[preference("a b", "c")] * 2 + [preference("c", "a b")]]
+    assert len(audit.length_balanced(ones, words, random.Random(0))[0]) == 2
+    # rng chooses which of the three is kept: each one comes up
+    marked = (
+        [preference(f"{mark} b c", short) for mark in "xyz"],
+        [preference(short, long)],
+    )
+    kept = {
+        audit.length_balanced(marked, words, random.Random(seed))[0][0].chosen[0]
+        for seed in range(20)
+    }
+    assert kept == {"x", "y", "z"}
+
+
+def test_six_buckets_are_the_default():
+    """Chosen longer by -3 .. 4 words: eight pairs, no two alike."""
+    texts = [("a" + " a" * k, "a a a a") for k in range(8)]
+    report = audit.audit(likes_length, [preference(*x) for x in texts], words)
+    assert len(report.buckets) == 6 and sum(x[2] for x in report.buckets) == 8
+
+
+def test_buckets_hold_their_lower_edge():
+    by, right = torch.tensor([0.0, 1.0, 1.0, 2.0]), torch.tensor([1.0, -1.0, 1.0, 0.0])
+    assert audit.length_buckets(by, right, torch.ones(4), [0, 1, 2, 3]) == [
+        (0, 1, 1, 1.0),
+        (1, 2, 2, 0.5),
+        (2, 3, 1, 0.5),
+    ]
+
+
+def test_an_audit_by_hand():
+    """Four pairs with chosen longer by 1, 2, -1, -2 words; scores differ by length."""
+    texts = [("a b", "c"), ("a b d", "c"), ("e", "a b"), ("e", "a b d")]
+    exact = torch.tensor([0.9, 0.8, 0.7, 0.4])
+    report = audit.audit(
+        likes_length, [preference(*x) for x in texts], words, exact, buckets=2
+    )
+    # right with 0.9, 0.8, 1 - 0.7, 1 - 0.4
+    assert report.accuracy == pytest.approx(2.6 / 4)
+    assert report.length_only == pytest.approx(2.6 / 4)
+    assert report.ceiling == pytest.approx((0.9 + 0.8 + 0.7 + 0.6) / 4)
+    assert report.brier_floor == pytest.approx((0.09 + 0.16 + 0.21 + 0.24) / 4)
+    p = [1 / (1 + math.exp(-d)) for d in (1, 2, -1, -2)]
+    assert report.brier == pytest.approx(
+        sum(
+            q * (1 - x) ** 2 + (1 - q) * x**2
+            for x, q in zip(p, exact.tolist(), strict=True)
+        )
+        / 4
+    )
+    assert report.buckets == [
+        (-2, 0, 2, pytest.approx(0.45)),  # edges at -2, the median 0, and 2 + 1
+        (0, 3, 2, pytest.approx(0.85)),
+    ]
+    assert report.longer_by.tolist() == report.differences.tolist() == [1, 2, -1, -2]
+    # a is in the longer answer of all four, d of two, b of four; c and e lose
+    assert report.words == [("a", 1), ("b", 1), ("d", 1), ("c", 0), ("e", 0)]
+    lines = report.table().splitlines()
+    assert lines[0] == "4 pairs: accuracy 0.650, ceiling 0.750, length alone 0.650"
+    assert lines[1] == "correlation of score and length differences +1.00"
+    assert lines[2] == f"Brier score {report.brier:.3f}, floor 0.175"
+    assert lines[4].split() == ["-2", "to", "0", "2", "0.450"]
+    assert lines[-1].endswith("prefers: a 1.00, b 1.00, d 1.00, c 0.00, e 0.00")
+
+
+class Tokenizer:
+    """Ids by the letter, with the interface of `tokenizer.Tokenizer`."""
+
+    vocab_size = 300
+
+    def encode(self, text):
+        return [3 + ord(letter) % 97 for letter in text]
+
+
+def test_a_score_function_scores_whole_dialogues():
+    torch.manual_seed(0)
+    model = RewardModel(Llama(LlamaConfig(300, 8, 1, 2, 1, 16, 64))).eval()
+    tokenizer, dialogues = Tokenizer(), [("how", "so"), ("why", "not at all")]
+    ids = [dialogue_example(tokenizer, *x, False).ids for x in dialogues]
+    with torch.no_grad():
+        expected = [model(torch.tensor([x])).item() for x in ids]
+    found = audit.score_function(model, tokenizer)(dialogues)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+UP, PAIR = torch.tensor([1.0, 2.0]), torch.tensor([0.9, 0.8])
+UNSAFE = next(prompt for prompt in world.held_out_prompts() if prompt.is_safety)
+PAIRS = [preference("a b", "c"), preference("c", "d e f")]
+
+
+def broken(value):
+    """A score function whose last score is this value."""
+    return lambda dialogues: torch.tensor([*range(len(dialogues) - 1), value]) * 1.0
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: audit.agreement(UP, PAIR[:, None]), ValueError, "agreement: exact"),
+        (lambda: audit.agreement(UP[:, None], PAIR), ValueError, "agreement: diff"),
+        (lambda: audit.agreement(UP * math.nan, PAIR), ValueError, "agreement: diff"),
+        (lambda: audit.agreement(UP, PAIR + 1), ValueError, "agreement: exact"),
+        (lambda: audit.agreement(UP[:0], PAIR[:0]), ValueError, "agreement: diff"),
+        (
+            lambda: audit.length_only_accuracy(UP * math.nan, PAIR),
+            ValueError,
+            "length_only_accuracy: longer_by",
+        ),
+        (lambda: audit.brier_score(UP, PAIR), ValueError, "brier_score: predicted"),
+        (
+            lambda: audit.brier_score(PAIR, PAIR[:, None]),
+            ValueError,
+            "brier_score: exact",
+        ),
+        (lambda: audit.brier_floor(PAIR * math.nan), ValueError, "brier_floor: exact"),
+        (
+            lambda: audit.length_buckets(UP, UP, PAIR, [2, 1]),
+            ValueError,
+            "length_buckets: edges",
+        ),
+        (
+            lambda: audit.preferred_words(["a"], ["b"], UP),
+            ValueError,
+            "preferred_words: differences",
+        ),
+        (
+            lambda: audit.preferred_words(["a", 3], ["b", "c"], UP),
+            TypeError,
+            "preferred_words: chosen",
+        ),
+        (
+            lambda: audit.flawed_answer(random.Random(0), EGG, "none"),
+            ValueError,
+            "flawed_answer: prompt must be ordinary and flaw one of FLAWS, got .*none",
+        ),
+        (
+            lambda: audit.flawed_answer(random.Random(0), UNSAFE, "a refusal"),
+            ValueError,
+            "flawed_answer: prompt must be ordinary",
+        ),
+        (
+            lambda: audit.spoiled_steps(world.Draw(random.Random(0)), EGG, ""),
+            ValueError,
+            "spoiled_steps: prompt must be ordinary and flaw",
+        ),
+        (
+            lambda: audit.spoiled_steps(random.Random(0), EGG, "a refusal"),
+            TypeError,
+            "spoiled_steps: draw",
+        ),
+        (
+            lambda: audit.adversarial_pairs(random.Random(0), [EGG, UNSAFE]),
+            ValueError,
+            "adversarial_pairs: prompts must be ordinary",
+        ),
+        (
+            lambda: audit.adversarial_pairs(random.Random(0), []),
+            ValueError,
+            "adversarial_pairs: prompts",
+        ),
+        (
+            lambda: audit.accuracy_by_flaw(likes_length, []),
+            ValueError,
+            "accuracy_by_flaw: pairs",
+        ),
+        (
+            lambda: audit.accuracy_by_flaw(
+                broken(math.nan), audit.adversarial_pairs(random.Random(0), [EGG])
+            ),
+            ValueError,
+            r"accuracy_by_flaw: score must return \(7,\) finite scores",
+        ),
+        (
+            lambda: audit.accuracy_by_flaw(
+                lambda dialogues: torch.zeros(7, 1),
+                audit.adversarial_pairs(random.Random(0), [EGG]),
+            ),
+            ValueError,
+            "accuracy_by_flaw: score must return",
+        ),
+        (
+            lambda: audit.length_balanced([preference("a", "b")], words, 0),
+            TypeError,
+            "length_balanced: groups",
+        ),
+        (
+            lambda: audit.length_balanced([], words, 0),
+            TypeError,
+            "length_balanced: rng",
+        ),
+        (
+            lambda: audit.audit(broken(math.nan), PAIRS, words),
+            ValueError,
+            "audit: differences of score must be",
+        ),
+        (
+            lambda: audit.audit(lambda x: torch.zeros(len(x)), PAIRS, words),
+            ValueError,
+            "audit: differences of score must be",
+        ),
+        (
+            lambda: audit.audit(lambda x: torch.zeros(len(x), 1), PAIRS, words),
+            ValueError,
+            "audit: differences of score must be",
+        ),
+        (
+            lambda: audit.audit(likes_length, PAIRS, lambda text: 0),
+            ValueError,
+            "audit: differences of length must be",
+        ),
+        (
+            lambda: audit.audit(likes_length, PAIRS, words, buckets=0),
+            ValueError,
+            "audit: buckets",
+        ),
+        (
+            lambda: audit.audit(likes_length, PAIRS, words, [0.5, 0.5]),
+            TypeError,
+            "audit: exact",
+        ),
+        (lambda: audit.audit(None, PAIRS, words), TypeError, "audit: score"),
+        (
+            lambda: audit.score_function(None, Tokenizer()),
+            TypeError,
+            "score_function: reward_model",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        call()

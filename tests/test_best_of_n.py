@@ -1,4 +1,4 @@
-"""Best-of-n: the exact law against simulation, the bound against the value, the estimate against all subsets."""
+"""Best-of-n: its law against simulation, its bound, its estimate by all subsets."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_the_estimate_from_more_draws_is_the_mean_over_all_subsets():
         (lambda: best_of_n_bound(0), "n must"),
         (
             lambda: best_of_n_policy(torch.zeros(2), torch.zeros(3), 2),
-            "logp and scores",
+            "N = 2 as in logp",
         ),
         (lambda: best_of_n_policy(torch.zeros(2), torch.zeros(2), 0), "n must"),
         (lambda: best_of_n_mean(torch.zeros(2), torch.zeros(2), 1), r"\(B, M\)"),
@@ -77,4 +77,78 @@ def test_the_estimate_from_more_draws_is_the_mean_over_all_subsets():
 )
 def test_bad_input_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_an_answer_without_chance_stays_without():
+    """Chances 1/2, 1/2, 0 and 0; the last two have scores of their own and shared."""
+    logp = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64).log()
+    law = best_of_n_policy(logp, torch.tensor([1.0, 2.0, 3.0, 1.0]), 2).exp()
+    # The lower wins if both draws are low, 1/4.
+    assert law.tolist() == pytest.approx([0.25, 0.75, 0.0, 0.0])
+    assert best_of_n_policy(logp, torch.ones(4), 3).exp().tolist() == pytest.approx(
+        logp.exp().tolist()
+    )
+
+
+def test_a_tie_goes_by_the_order_of_the_draws_and_never_by_gold():
+    scores, gold = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[5.0, 7.0, 100.0]])
+    # Subsets of two in the order 0 < 1.0 (first) < 1.0 (second): 7 beats 5, 5 beats
+    # 100, 7 beats 100.
+    assert best_of_n_mean(scores, gold, 2).item() == pytest.approx((7 + 5 + 7) / 3)
+    assert best_of_n_mean(scores, gold.flip(1), 3).item() == 7
+    many = torch.zeros(1, 1000)  # an unstable sort would leave the order
+    assert best_of_n_mean(many, torch.arange(1000.0)[None], 1000).item() == 999
+
+
+def test_the_weights_are_not_rounded_and_each_prompt_has_its_row():
+    scores = torch.arange(3.0).expand(2, 3)
+    gold = torch.tensor([[0.0, 0.0, 3.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
+    # of three, the best of two is the second lowest in 1 subset, the highest in 2
+    assert best_of_n_mean(scores, gold, 2).tolist() == pytest.approx(
+        [2.0, 1.0], abs=1e-15
+    )
+
+
+def test_log_probabilities_may_miss_their_norm():
+    logp, scores = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.0, 1.0, 2.0])
+    torch.testing.assert_close(
+        best_of_n_policy(logp + 1, scores, 2), best_of_n_policy(logp, scores, 2)
+    )
+
+
+def test_the_bound_by_hand():
+    assert best_of_n_bound(1) == 0
+    assert best_of_n_bound(2) == pytest.approx(math.log(2) - 0.5)
+
+
+ONES, NAN = torch.ones(2, 3), torch.tensor([[0.0, math.nan, 1.0]] * 2)
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda: best_of_n_bound(2.5), TypeError, "n"),
+        (lambda: best_of_n_policy(ONES[0], NAN[0], 2), ValueError, "scores"),
+        (lambda: best_of_n_policy(NAN[0], ONES[0], 2), ValueError, "logp"),
+        (lambda: best_of_n_policy(ONES[0], ONES[0], 2.5), TypeError, "n"),
+        (
+            lambda: best_of_n_policy(torch.full((3,), -math.inf), ONES[0], 2),
+            ValueError,
+            "logp",
+        ),
+        (
+            lambda: best_of_n_policy(torch.full((3,), math.inf), ONES[0], 2),
+            ValueError,
+            "logp",
+        ),
+        (lambda: best_of_n_mean(NAN, ONES, 2), ValueError, "scores"),
+        (lambda: best_of_n_mean(ONES, NAN, 2), ValueError, "gold"),
+        (lambda: best_of_n_mean(ONES, ONES[:, :1], 2), ValueError, "gold"),
+        (lambda: best_of_n_mean(ONES, ONES, 0), ValueError, "n"),
+        (lambda: best_of_n_mean(ONES, ONES, True), TypeError, "n"),
+    ],
+)
+def test_more_bad_input_is_refused(call, error, words):
+    with pytest.raises(error, match=rf"^best_of_n_\w+: {words} must"):
         call()

@@ -71,7 +71,7 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize("line, value", GOOD, ids=str)
+@pytest.mark.parametrize("line, value", GOOD, ids=[line for line, _ in GOOD])
 def test_what_a_contract_asks_for_passes_unchanged(line, value):
     assert taking(line)(value) is value
 
@@ -147,7 +147,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("line, value, kind, words", BAD, ids=str)
+@pytest.mark.parametrize("line, value, kind, words", BAD, ids=[x[0] for x in BAD])
 def test_what_it_does_not_ask_for_is_refused_in_words(line, value, kind, words):
     with pytest.raises(kind) as error:
         taking(line)(value, ONE if "y" in line else None)

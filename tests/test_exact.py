@@ -1,4 +1,4 @@
-"""Exact answers against a second route: closed forms, simulation, gradient descent on the loss itself, sampling."""
+"""Exact answers against a second route: closed forms, descent on the loss, sampling."""
 
 import math
 import random
@@ -29,7 +29,10 @@ def test_reference_numbers():
 
 @pytest.mark.parametrize("margin", [0.0, 1 / 3, 1.0, 3.0, 9.0])
 def test_one_margin_against_the_quadratic(margin):
-    """p sigmoid(m - d) = (1 - p) sigmoid(m + d) is (1 - p) x^2 + (1 - 2p) e^m x - p = 0 in x = e^d."""
+    """p sigmoid(m - d) = (1 - p) sigmoid(m + d) is a quadratic in x = e^d.
+
+    (1 - p) x^2 + (1 - 2p) e^m x - p = 0
+    """
     q, middle = 1 - P, (1 - 2 * P) * math.exp(margin)
     discriminant = (middle.square() + 4 * P * q).sqrt()
     x = torch.where(
@@ -99,7 +102,8 @@ def test_without_margins_the_strengths_do_not_matter():
 
 def test_chances_by_hand():
     wins, losses = outcome_chances(torch.tensor([0.0, math.log(3)]), (math.log(3),))
-    # F(ln 3) = 3/4, so at difference 0: 3/4 - 1/2 and 1 - 3/4; at ln 3: 1/2 - 1/4, 1/2; F(2 ln 3) = 9/10
+    # F(ln 3) = 3/4 and F(2 ln 3) = 9/10, so at difference 0: 3/4 - 1/2 and 1 - 3/4;
+    # at ln 3: 1/2 - 1/4 and 1/2; for b 9/10 - 3/4 and 1 - 9/10.
     assert torch.allclose(
         wins, torch.tensor([[0.25, 0.25], [0.25, 0.5]], dtype=torch.float64)
     )
@@ -131,7 +135,7 @@ def test_chances_of_an_annotator_who_is_asked_often():
     "wins, losses, margins, complaint",
     [
         (torch.ones(2), torch.ones(2), torch.ones(2), "must be"),
-        (torch.ones(2, 3), torch.ones(2, 1), torch.ones(3), "alike"),
+        (torch.ones(2, 3), torch.ones(2, 1), torch.ones(3), "K = 3 as in wins"),
         (torch.ones(2, 3), torch.ones(2, 3), torch.ones(3, 1), "margins"),
         (torch.ones(1, 1), torch.zeros(1, 1), torch.ones(1), "row"),
         (torch.ones(1, 2), torch.tensor([[2.0, -1.0]]), torch.ones(2), ">= 0"),
@@ -142,13 +146,13 @@ def test_bad_arguments_are_refused(wins, losses, margins, complaint):
         margin_minimiser(wins, losses, margins)
 
 
-# The enumerable world: nothing missing, nothing twice, and every formula against a second route.
+# The enumerable world: nothing missing, nothing twice, every formula by a second route.
 
 BOS, V, LENGTH, BETA = 1, 6, 4, 0.5
 
 
 def policy(seed=0, sharp=3.0):
-    """A `Llama` over V tokens with weights large enough that its distribution is far from uniform."""
+    """A `Llama` over V tokens with large weights, so that it is far from uniform."""
     model = Llama(
         LlamaConfig(V, 16, 1, 2, 1, 32, 8), torch.Generator().manual_seed(seed)
     ).double()
@@ -212,7 +216,7 @@ def test_sampling_meets_the_enumeration(enumerable):
 
 
 def test_the_chain_rule_of_the_kl(enumerable):
-    """KL of responses = expected sum of the KLs of the next token: kl.exact_kl is held to it."""
+    """KL of responses = expected sum of the KLs of the next token, of kl.exact_kl."""
     responses, logp, ref_logp, _ = enumerable
     ids, mask = responses.ids, responses.mask
     with torch.no_grad():
@@ -303,7 +307,8 @@ def test_values_are_expectations_and_advantages_average_to_zero(enumerable):
     assert values[0, 1].item() == pytest.approx(
         exact.objective(logp, ref_logp, scores, BETA).item(), abs=1e-9
     )
-    # At every step the expected advantage of the next token is 0; so the returns are the values, on average.
+    # At every step the expected advantage of the next token is 0; so the returns are
+    # the values, on average.
     assert (logp.exp()[:, None] * advantages).sum(0).abs().max() < 1e-12
     for t in range(2, 1 + LENGTH):
         first = responses.ids[:, 1] == 3
@@ -371,3 +376,147 @@ def test_the_small_policy_is_random_but_not_far_from_uniform():
     with torch.no_grad():
         logits = policy(torch.tensor([exact.PROMPT_IDS + [0, 1, 3, 4]]))
     assert 0.25 < logits.std().item() < 1.0
+
+
+def test_whole_counts_do_as_well_as_floats():
+    counts, margins = torch.tensor([[3, 1], [2, 2]]), torch.tensor([0.0, 1.0])
+    best = margin_minimiser(counts, counts.flip(1), margins)
+    assert torch.equal(
+        best, margin_minimiser(counts * 1.0, counts.flip(1) * 1.0, margins)
+    )
+
+
+def test_a_prompt_may_be_a_tuple_and_gamma_discounts():
+    responses = exact.enumerate_responses((1, 3), 4, 2)
+    # eos (2) at once; then one of 0, 1, 3 and one of the four: 1 + 3 * 4 = 13
+    assert responses.ids.shape == (13, 4) and responses.ids[:, 0].eq(1).all()
+    # A reward of 1 on the second token of each of the 12, all responses equally likely:
+    # before the first token gamma * 12 / 13, before the second 1.
+    rewards = torch.zeros(13, 4)
+    rewards[:, 3] = 1.0
+    logp = torch.full((13,), 1 / 13).log()
+    values, _ = exact.exact_values(logp, rewards, responses, gamma=0.5)
+    assert values[:, 2].tolist() == pytest.approx([6 / 13] * 13, abs=1e-6)
+    assert values[:, 3].tolist() == pytest.approx([0.0] + [1.0] * 12, abs=1e-6)
+
+
+def test_the_kl_knows_zero_and_infinity():
+    """0 log 0 = 0; a response that the reference excludes costs without end."""
+    half, sure = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.0, -math.inf])
+    assert exact.response_kl(sure, half).item() == pytest.approx(math.log(2))
+    assert exact.response_kl(half, sure).item() == math.inf
+    assert exact.objective(sure, half, torch.ones(2), 0.0).item() == 1.0
+
+
+def test_the_spread_of_the_small_policy():
+    policies = [
+        exact.small_policy(torch.Generator().manual_seed(0), spread)
+        for spread in (0.5, 1.0, 0.0)
+    ]
+    narrow, wide, none = (policy.lm_head.weight for policy in policies)
+    assert torch.allclose(2 * narrow, wide) and not none.any()
+    assert policies[0].config.max_seq_len == 6
+    # the logits are sums of 32 products with a state of mean square 1
+    assert wide.std().item() * math.sqrt(32) == pytest.approx(1.0)
+
+
+def test_the_interval_of_the_bisection_holds_far_odds():
+    """40 wins to 1 / 40: log-odds of ln 1600."""
+    best = margin_minimiser(*torch.tensor([[[40.0]], [[1 / 40]]]), torch.zeros(1))
+    assert best.item() == pytest.approx(math.log(1600), abs=1e-6)
+
+
+def test_thresholds_are_not_rounded():
+    wins, _ = outcome_chances(torch.zeros(1), (0.1,))
+    assert wins[0, 1].item() == pytest.approx(1 / (1 + math.exp(0.1)), abs=1e-15)
+
+
+def test_a_gradient_may_be_asked_twice_and_is_0_where_nothing_is_used():
+    model = policy()
+    scalar = (model.embed_tokens.weight.double() ** 2).sum() / 2
+    for _ in range(2):
+        gradient = exact.exact_gradient(scalar, model)
+    used = model.embed_tokens.weight
+    assert len(gradient) == sum(p.numel() for p in model.parameters())
+    assert torch.equal(gradient[: used.numel()], used.detach().flatten())
+    assert not gradient[used.numel() :].any()
+
+
+TWO, NAN = torch.zeros(2), torch.tensor([0.0, math.nan])
+ONE_BY_ONE = exact.Responses(
+    torch.ones(1, 2, dtype=torch.int64), *torch.ones(2, 1, 2, dtype=torch.bool)
+)
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda: outcome_chances(NAN, (1.0,)), ValueError, "difference"),
+        (lambda: outcome_chances(TWO, (2.0, 1.0)), ValueError, "thresholds"),
+        (lambda: outcome_chances(TWO, (-1.0, 1.0)), ValueError, "thresholds"),
+        (lambda: outcome_chances(TWO, (0.0,)), ValueError, "thresholds"),
+        (lambda: outcome_chances(TWO, (math.inf,)), ValueError, "thresholds"),
+        (lambda: outcome_chances(TWO, (math.nan,)), ValueError, "thresholds"),
+        (lambda: outcome_chances(TWO[:, None], (1.0,)), ValueError, "difference"),
+        (
+            lambda: margin_slope(NAN, *torch.ones(2, 2, 3), torch.ones(3)),
+            ValueError,
+            "difference",
+        ),
+        (
+            lambda: margin_minimiser(NAN[None] + 1, torch.ones(1, 2), torch.ones(2)),
+            ValueError,
+            "wins",
+        ),
+        (lambda: exact.enumerate_responses([], V, 2), ValueError, "prompt_ids"),
+        (lambda: exact.enumerate_responses([6], V, 2), IndexError, "prompt_ids"),
+        (lambda: exact.enumerate_responses([-1], V, 2), IndexError, "prompt_ids"),
+        (lambda: exact.enumerate_responses([1], V, 2.5), TypeError, "max_new_tokens"),
+        (lambda: exact.enumerate_responses([1], 0, 2), ValueError, "vocab_size"),
+        (lambda: exact.enumerate_responses([1], 101, 3), ValueError, "vocab_size .*"),
+        (
+            lambda: margin_minimiser(torch.ones(2, 1), torch.eye(2)[:, :1], TWO[:1]),
+            ValueError,
+            "wins and losses",
+        ),
+        (
+            lambda: margin_minimiser(torch.eye(2)[:, :1], torch.ones(2, 1), TWO[:1]),
+            ValueError,
+            "wins and losses",
+        ),
+        (lambda: exact.small_policy(0), TypeError, "generator"),
+        (lambda: exact.small_policy(None, -1.0), ValueError, "spread"),
+        (lambda: exact.rises([[1, 3]], TWO), TypeError, "ids"),
+        (lambda: exact.sequence_logprobs(None, ONE_BY_ONE), TypeError, "policy"),
+        (lambda: exact.response_kl(NAN, TWO), ValueError, "logp"),
+        (lambda: exact.response_kl(TWO, TWO[:, None]), ValueError, "ref_logp"),
+        (lambda: exact.objective(TWO, TWO, TWO[:, None], 1.0), ValueError, "scores"),
+        (lambda: exact.objective(TWO, TWO, NAN, 1.0), ValueError, "scores"),
+        (lambda: exact.objective(TWO, TWO, TWO, -1.0), ValueError, "beta"),
+        (lambda: exact.objective(TWO, TWO, TWO, math.inf), ValueError, "beta"),
+        (lambda: exact.optimal_policy(TWO, TWO[:, None], 1.0), ValueError, "scores"),
+        (lambda: exact.optimal_policy(NAN, TWO, 1.0), ValueError, "ref_logp"),
+        (lambda: exact.optimal_policy(TWO, TWO, math.inf), ValueError, "beta"),
+        (lambda: exact.optimal_policy(TWO, TWO, True), TypeError, "beta"),
+        (lambda: exact.exact_gradient(TWO.sum(), policy()), ValueError, "scalar"),
+        (lambda: exact.exact_gradient(TWO, policy()), ValueError, "scalar"),
+        (
+            lambda: exact.exact_values(TWO[:1], torch.zeros(1, 3), ONE_BY_ONE),
+            ValueError,
+            "rewards",
+        ),
+        (
+            lambda: exact.exact_values(TWO[:1], torch.zeros(1, 2), ONE_BY_ONE, 1.5),
+            ValueError,
+            "gamma",
+        ),
+        (
+            lambda: exact.Responses(ONE_BY_ONE.ids, ONE_BY_ONE.mask, TWO),
+            TypeError,
+            "response_mask",
+        ),
+    ],
+)
+def test_more_bad_input_is_refused(call, error, words):
+    with pytest.raises(error, match=rf"^\w+: {words} must"):
+        call()

@@ -1,16 +1,25 @@
-"""The rules of the tree: who may import whom, what no file holds, and a README that knows every file."""
+"""The rules of the tree: who imports whom, what no file holds, how code is written.
+
+And a README that knows every file.
+"""
 
 import ast
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Imports go downwards only: a module may import those of earlier levels, none of its own.
+# Imports go downwards only: a module may import those of earlier levels, none of its
+# own. `__init__` is the package itself, which imports nothing, so that every module can
+# be had alone; course/ stands above everything, so nothing outside imports it.
 LEVELS = [
-    ["minillama", "contracts"],
+    ["__init__"],
+    ["contracts"],
     ["sources"],
     ["model", "tokenizer", "world", "whiten", "kl", "gae", "reward_selection"],
     ["data", "fast"],
@@ -30,6 +39,10 @@ LEVELS = [
     ["stages"],
     ["pipeline", "distributed", "hf"],
     ["__main__"],
+    ["course.__init__", "course.plots", "course.sync", "course.tidy"],
+    ["course.checks.case"],
+    ["course.checks.language", "course.checks.reward", "course.checks.policy"],
+    ["course.checks.__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
@@ -47,7 +60,7 @@ def modules(folder="minillama"):
 
 
 def text_files():
-    """The files of the project itself, whatever else lies in the checkout."""
+    """Return the files of the project itself, whatever else lies in the checkout."""
     patterns = [
         "README.md",
         "Makefile",
@@ -71,8 +84,11 @@ def relative(path):
     return path.relative_to(ROOT).as_posix()
 
 
+PACKAGES = ("minillama", "minillama.course", "minillama.course.checks")
+
+
 def own_imports(source, package="minillama"):
-    """The modules of ours that ``source`` imports anywhere in it, as dotted names below ``minillama``.
+    """Return the modules of ours that `source` imports anywhere in it, below minillama.
 
     package: the dotted package of the file, to resolve relative imports.
     """
@@ -81,50 +97,41 @@ def own_imports(source, package="minillama"):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = (
-                package.split(".")[: package.count(".") + 2 - node.level]
-                if node.level
-                else []
-            )
+            parts = package.split(".")
+            above = parts[: len(parts) + 1 - node.level] if node.level else []
             base = ".".join([*above, node.module] if node.module else above)
-            splits = base in (
-                "minillama",
-                "minillama.course",
-            )  # `from package import module`
-            found += (
-                [f"{base}.{alias.name}" for alias in node.names] if splits else [base]
-            )
+            # `from package import module`
+            modules = [f"{base}.{alias.name}" for alias in node.names]
+            found += modules if base in PACKAGES else [base]
     return [
-        name.removeprefix("minillama.")
+        "__init__" if name == "minillama" else name.removeprefix("minillama.")
         for name in found
         if name.split(".")[0] == "minillama"
     ]
 
 
+def dotted(path):
+    """Return a module's name below minillama, as LEVELS has it: course.sync."""
+    return ".".join(path.relative_to(ROOT / "minillama").with_suffix("").parts)
+
+
 def upward_imports(name, imports):
-    """What a module outside course/ imports against the rules, given what it imports."""
+    """Yield what a module imports against the rules, given all that it imports."""
     for target in imports:
-        if (
-            LEVEL.get(target, len(LEVELS)) >= LEVEL[name]
-        ):  # course/ has no level: nothing here may import it
+        if LEVEL.get(target, len(LEVELS)) >= LEVEL[name]:
             yield f"{name} imports {target}"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "minillama").glob("*.py")), ids=relative
-)
+@pytest.mark.parametrize("path", modules(), ids=relative)
 def test_imports_go_downwards(path):
-    imports = own_imports(path.read_text(encoding="utf-8"))
-    if path.stem == "__init__":
-        assert imports == [], (
-            "the package itself imports nothing, so that every module can be had alone"
-        )
-    else:
-        assert path.stem in LEVEL, f"{path.name} has no place in LEVELS"
-        assert list(upward_imports(path.stem, imports)) == []
+    name = dotted(path)
+    assert name in LEVEL, f"{name} has no place in LEVELS"
+    package = ".".join(["minillama", *name.split(".")[:-1]])
+    imports = own_imports(path.read_text(encoding="utf-8"), package)
+    assert list(upward_imports(name, imports)) == []
 
 
-@pytest.mark.parametrize("name", ["sync", "plots"])
+@pytest.mark.parametrize("name", ["sync", "plots", "tidy"])
 def test_tools_of_the_course_know_no_algorithm(name):
     source = (ROOT / f"minillama/course/{name}.py").read_text(encoding="utf-8")
     assert own_imports(source, "minillama.course") == []
@@ -136,6 +143,7 @@ def test_tools_of_the_course_know_no_algorithm(name):
         ("from minillama.gae import gae", ["gae"]),
         ("from minillama import gae, kl", ["gae", "kl"]),
         ("import minillama.gae as g", ["gae"]),
+        ("import minillama", ["__init__"]),
         ("from .gae import gae", ["gae"]),
         ("from . import gae", ["gae"]),
         (
@@ -146,6 +154,7 @@ def test_tools_of_the_course_know_no_algorithm(name):
             "from minillama.course import artifacts, sync",
             ["course.artifacts", "course.sync"],
         ),
+        ("from minillama.course.checks import case", ["course.checks.case"]),
         ("import torch\nfrom minillamas import x", []),
     ],
 )
@@ -165,6 +174,11 @@ def test_every_form_of_import_is_seen(source, expected):
         ("ppo", "stages", False),
         ("hf", "model", True),
         ("__main__", "pipeline", True),
+        ("__main__", "course.sync", False),
+        ("__init__", "contracts", False),
+        ("course.checks.reward", "reward_model", True),
+        ("course.checks.reward", "course.checks.policy", False),
+        ("course.sync", "course.plots", False),
         ("lm", "unheard_of", False),
     ],
 )
@@ -205,8 +219,82 @@ def test_what_no_file_may_hold_is_recognised(text, pattern):
     assert pattern.search(text.replace("'+'", ""))
 
 
+def annotated_signatures(tree):
+    """Yield the functions that annotate an argument or what they return."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            arguments = [x for x in ast.walk(node.args) if isinstance(x, ast.arg)]
+            if getattr(node, "returns", None) or any(x.annotation for x in arguments):
+                yield node.name
+
+
+def double_backticks(tree):
+    """Yield the docstrings that hold double backticks, by the line they belong to."""
+    for node in ast.walk(tree):
+        kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, kinds) and "``" in (ast.get_docstring(node) or ""):
+            yield getattr(node, "name", "the module")
+
+
+@pytest.mark.parametrize("path", modules(), ids=relative)
+def test_one_manner(path):
+    """Contracts say types, and dataclass fields; a docstring has single backticks."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert list(annotated_signatures(tree)) == []
+    assert list(double_backticks(tree)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(x: int): pass",
+        "def f() -> int: pass",
+        "async def f(*, x: int = 1): pass",
+        "def f(*x: int): pass",
+        "def f(**x: int): pass",
+        "def f(x: int, /): pass",
+        "class C:\n    def f(self, x: int): pass",
+    ],
+)
+def test_an_annotated_signature_is_found(source):
+    assert list(annotated_signatures(ast.parse(source))) == ["f"]
+
+
+def test_fields_may_be_annotated_and_backticks_are_found_in_docstrings_only():
+    fields = ast.parse("@dataclass\nclass C:\n    x: int = 1\ny = lambda x: x")
+    assert list(annotated_signatures(fields)) == []
+    tree = ast.parse("'''``a``'''\ndef f():\n    '''``a``'''\nx = '``'")
+    assert list(double_backticks(tree)) == ["the module", "f"]
+
+
+def test_ruff_finds_nothing_and_keeps_lines_short():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        ruff = tomllib.load(file)["tool"]["ruff"]
+    assert ruff["line-length"] == 88 and "E" in ruff["lint"]["select"]
+    assert not {"ignore", "extend-ignore", "per-file-ignores"} & set(ruff["lint"])
+    for command in (
+        ["check", "--no-cache", "--output-format=concise"],
+        ["format", "--check", "--no-cache"],
+    ):
+        told = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert told.returncode == 0, told.stdout
+
+
+def test_long_lines_cannot_hide_behind_a_remark():
+    """`noqa: E501` is for nobody; other remarks name the one rule they break."""
+    for path in [*modules(), *modules("tests"), ROOT / "conftest.py"]:
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if remark := re.search(r"#\s*no" r"qa(.*)", line):
+                assert re.match(r": [A-Z]\d+", remark[1]) and "E501" not in remark[1]
+
+
 def readme_tree():
-    """The fenced block of the README that draws the tree."""
+    """Return the fenced block of the README that draws the tree."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
     return next(

@@ -1,7 +1,7 @@
-"""What every committed notebook keeps to, each rule shown to fire on a notebook that breaks it.
+"""What every committed notebook keeps to; each rule fires on one that breaks it.
 
-A rule is a function from a notebook to the complaints it has. Whether the cells run and print what is
-committed is not asked here: nbval does that.
+A rule is a function from a notebook to the complaints it has. Whether the cells run and
+print what is committed is not asked here: nbval does that.
 """
 
 import ast
@@ -26,15 +26,11 @@ MACHINE_PATH = re.compile(
     r"|\b[A-Z]:[\\/]+Users\b"
 )
 LIVE = re.compile(r"\bclear_output\b|\bdisplay_id\b|\bupdate_display\b")
-MEDIA = {
-    "text/plain",
-    "text/html",
-    "text/markdown",
-    "text/latex",
-    "image/png",
-}  # no SVG, widget or script
+# no SVG, widget or script
+MEDIA = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}
 
-# Which notebook teaches which definition: once it exists, the definition must stand in it, and in no other.
+# Which notebook teaches which definition: once the notebook exists, the definition must
+# stand in it, and in no other.
 LESSONS = {
     "01": [
         "Tokenizer",
@@ -43,25 +39,22 @@ LESSONS = {
         "encode_response",
         "decode_response",
     ],
-    "02": ["RMSNorm", "at_least_float32", "rope_cos_sin", "rotate", "FeedForward"],
+    "02": ["RMSNorm", "rope_cos_sin", "rotate", "FeedForward"],
     "03": ["token_positions", "attention_bias", "attend", "KVCache", "Attention"],
     "04": [
         "LlamaConfig",
         "Block",
         "Llama",
-        "check_inputs",
         "Rollout",
         "generate",
         "sample_responses",
         "pick",
         "sample",
         "top_p_filter",
-        "check_arguments",
     ],
     "05": [
         "token_logprobs",
         "lm_loss",
-        "lm_loss_of",
         "warmup_cosine",
         "TrainingDiverged",
         "Stepper",
@@ -182,7 +175,7 @@ def tree(cell):
 
 
 def calls(cell):
-    """The dotted names that a cell's own statements call, as in ``print(…)`` or ``check.gae(…)``."""
+    """The dotted names that a cell's own statements call, `print` or `check.gae`."""
     return [
         ast.unparse(statement.value.func)
         for statement in tree(cell).body
@@ -190,7 +183,7 @@ def calls(cell):
     ]
 
 
-# ------------------------------------------------------------------------------- the file and its outputs
+# ------------------------------------------------------------- the file and its outputs
 
 
 def valid_format(notebook):
@@ -198,9 +191,8 @@ def valid_format(notebook):
     if notebook.nbformat_minor < 5 or None in ids or len(set(ids)) < len(ids):
         yield "each cell needs an id of its own, so at least nbformat 4.5"
     try:
-        nbformat.validate(
-            copy.deepcopy(notebook)
-        )  # it mends some things in what it is given
+        # it mends some things in what it is given
+        nbformat.validate(copy.deepcopy(notebook))
     except nbformat.ValidationError as error:
         yield f"invalid notebook: {error.message}"
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
@@ -210,7 +202,7 @@ def valid_format(notebook):
 def run_in_order(notebook):
     counts = [cell.execution_count for cell in code_cells(notebook)]
     if counts != list(range(1, len(counts) + 1)):
-        yield f"execution counts are not 1..{len(counts)}: restart the kernel and run all cells"
+        yield f"execution counts are not 1..{len(counts)}: restart and run all cells"
     for cell in code_cells(notebook):
         if "execution" in cell.metadata:
             yield f"{place(notebook, cell)} has time stamps in its metadata"
@@ -232,18 +224,19 @@ def outputs_can_be_compared(notebook):
             if output.output_type == "error":
                 yield f"{place(notebook, cell)} ends in an error"
             if unknown := set(output.get("data", {})) - MEDIA:
-                yield f"{place(notebook, cell)} has outputs of kind {', '.join(sorted(unknown))}"
+                kinds = ", ".join(sorted(unknown))
+                yield f"{place(notebook, cell)} has outputs of kind {kinds} (make tidy)"
         if LIVE.search(cell.source):
             yield f"{place(notebook, cell)} changes its outputs while it runs"
 
 
 def significant_digits(number):
-    """How many digits of a decimal number as printed count: 3 in 0.0123, 5 in 12.340, 2 in 1.5e-08."""
+    """How many digits of a printed number count: 3 in 0.0123, 5 in 12.340."""
     return len(re.sub(r"e.*|[-.]", "", number).lstrip("0"))
 
 
 def prints_are_stable(notebook):
-    """Floats differ in their last digits between machines: a compared cell prints at most five of them."""
+    """Floats differ in their last digits between machines: at most five may show."""
     for cell in code_cells(notebook):
         compared = [
             text for text in texts(cell) if "nbval-ignore-output" not in tags(cell)
@@ -252,7 +245,8 @@ def prints_are_stable(notebook):
             r"(?<![\w.])-?\d+\.\d+(?:e[-+]?\d+)?(?![\w.])", "\n".join(compared)
         )
         if long := [number for number in numbers if significant_digits(number) > 5]:
-            yield f"{place(notebook, cell)} prints more digits than are stable: {', '.join(long)}"
+            numbers = ", ".join(long)
+            yield f"{place(notebook, cell)} prints unstable digits: {numbers}"
 
 
 def no_machine_paths(notebook):
@@ -262,7 +256,7 @@ def no_machine_paths(notebook):
                 yield f"{place(notebook, cell)} holds an absolute path: {found[0]}"
 
 
-# ---------------------------------------------------------------------------------- the code and the shape
+# --------------------------------------------------------------- the code and the shape
 
 
 def plain_python(notebook):
@@ -270,9 +264,8 @@ def plain_python(notebook):
         lines = [line.strip() for line in cell.source.split("\n")]
         if any(line.startswith(("%", "!")) for line in lines):
             yield f"{place(notebook, cell)} has a magic or a shell command"
-        if not sync.cell_header(cell) and any(
-            line.endswith(";") for line in lines
-        ):  # a docstring's may stand there
+        # a docstring's may stand there
+        if not sync.cell_header(cell) and any(line.endswith(";") for line in lines):
             yield f"{place(notebook, cell)} has a trailing semicolon: write _ = …"
         if "NBVAL_" in cell.source:
             yield f"{place(notebook, cell)} has an nbval comment: use a tag"
@@ -281,14 +274,23 @@ def plain_python(notebook):
 def known_tags(notebook):
     for cell in notebook.cells:
         if unknown := set(tags(cell)) - TAGS:
-            yield f"{place(notebook, cell)} has unknown tags: {', '.join(sorted(unknown))}"
+            names = ", ".join(sorted(unknown))
+            yield f"{place(notebook, cell)} has unknown tags: {names}"
 
 
 def readable_length(notebook):
     for cell in code_cells(notebook):
         lines = cell.source.count("\n") + 1
         if lines > 30 and not sync.cell_header(cell):
-            yield f"{place(notebook, cell)} has {lines} lines, at most 30 unless it is a definition cell"
+            yield f"{place(notebook, cell)} has {lines} lines, more than 30"
+
+
+def narrow_lines(notebook):
+    """88 columns, as everywhere; ruff looks at the package's lines where they stand."""
+    for cell in code_cells(notebook):
+        widest = max(map(len, cell.source.split("\n")))
+        if widest > 88 and not sync.cell_header(cell):
+            yield f"{place(notebook, cell)} has a line of {widest} columns, over 88"
 
 
 def prose_between(notebook):
@@ -296,7 +298,7 @@ def prose_between(notebook):
     for cell in notebook.cells:
         run = run + 1 if cell.cell_type == "code" else 0
         if run == 4:
-            yield f"{place(notebook, cell)} is the fourth code cell in a row without prose"
+            yield f"{place(notebook, cell)} is the fourth code cell without prose"
 
 
 def lesson_length(notebook):
@@ -317,14 +319,15 @@ def exercises_are_checked(notebook):
             if after.cell_type != "code" or not any(
                 call.startswith("check.") for call in calls(after)
             ):
-                yield f"{place(notebook, cell)} is an exercise, but the next cell calls no check"
+                yield f"{place(notebook, cell)} is an exercise without check after it"
 
 
 def definitions_agree(notebook):
     try:
         for cell in sync.definition_cells(notebook):
-            if names := sync.differing(notebook.cells[cell.index].source, cell):
-                yield f"cell {cell.index} differs from {cell.file}: {', '.join(names)} (make sync)"
+            if differing := sync.differing(notebook.cells[cell.index].source, cell):
+                names = ", ".join(differing)
+                yield f"cell {cell.index} differs from {cell.file}: {names} (make sync)"
     except ValueError as error:
         yield str(error)
 
@@ -339,6 +342,7 @@ FOR_ALL = [
     plain_python,
     known_tags,
     readable_length,
+    narrow_lines,
     prose_between,
     exercises_are_checked,
     definitions_agree,
@@ -357,14 +361,13 @@ def complaints(notebook, is_lesson=True):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_clean(path):
-    notebook = nbformat.v4.reads(
-        path.read_text(encoding="utf-8")
-    )  # unlike nbformat.read, it mends no ids
+    # unlike nbformat.read, it mends no ids
+    notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
     assert complaints(notebook, is_lesson=not path.name.startswith("00_")) == []
 
 
 def misplaced(taught, notebooks):
-    """What is wrong with who teaches what; taught: name -> notebooks; notebooks: their stems."""
+    """What is wrong with who teaches what: taught, name -> notebooks' stems."""
     for name, places in taught.items():
         if len(places) > 1:
             yield f"{name} is taught more than once: {', '.join(places)}"
@@ -381,7 +384,10 @@ def test_every_definition_has_one_home():
 
 @pytest.mark.parametrize("module", ["tokenizer", "model", "generate", "lm"])
 def test_all_of_a_module_is_taught(module):
-    """Every function and class of the language model, down to the last, belongs to a lesson."""
+    """Every public function and class of the language model belongs to a lesson.
+
+    Except what only refuses bad input, `require_…`.
+    """
     parsed = ast.parse(
         (sync.PROJECT / f"minillama/{module}.py").read_text(encoding="utf-8")
     )
@@ -390,12 +396,11 @@ def test_all_of_a_module_is_taught(module):
         for node in parsed.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
-    assert {name for name in defined if not name.startswith("_")} <= {
-        name for names in LESSONS.values() for name in names
-    }
+    taught = {name for names in LESSONS.values() for name in names}
+    assert {x for x in defined if not x.startswith(("_", "require_"))} <= taught
 
 
-# --------------------------------------------------------------------- every rule fires on a planted breach
+# ------------------------------------------------- every rule fires on a planted breach
 
 SYNC_SOURCE = Path(sync.__file__).read_text(encoding="utf-8")
 SOME_DEFINITION = (
@@ -418,7 +423,7 @@ def printed(text, name="stdout"):
 
 
 def clean_notebook(*more):
-    """A notebook of 40 cells without a breach, with ``more`` cells inserted, each after prose."""
+    """A notebook of 40 cells without a breach, with `more` cells after prose."""
     check = code("check.taught(taught)", printed("taught: 2 checks passed\n"))
     exercise = code(SOME_DEFINITION, tags=["exercise"]), check
     prose = [
@@ -510,6 +515,8 @@ PLANTED_CELLS = {
     "an nbval comment": (plain_python, code("# NBVAL_SKIP\nx = 1")),
     "an unknown tag": (known_tags, code("x = 1", tags=["raises-exception"])),
     "31 lines": (readable_length, code("\n".join(31 * ["x = 1"]))),
+    "89 columns": (narrow_lines, code(f"# {87 * 'x'}")),
+    "a long line in a string": (narrow_lines, code(f'x = """\n{89 * "x"}"""')),
     "an exercise without check": (
         exercises_are_checked,
         code(SOME_DEFINITION, tags=["exercise"]),
@@ -537,9 +544,8 @@ def test_rule_fires_on_a_planted_cell(rule, cell):
         complaint.endswith(f"[{rule.__name__}]") for complaint in found
     ), found
     planted = re.compile(rf"cell {len(notebook.cells) - 1}\b")
-    assert all(planted.match(complaint) for complaint in found), (
-        found
-    )  # and nothing elsewhere
+    # and nothing elsewhere
+    assert all(planted.match(complaint) for complaint in found), found
 
 
 def test_ignored_outputs_may_have_many_digits_and_stderr_progress():
@@ -640,7 +646,7 @@ def test_a_definition_taught_twice_or_not_at_home_is_found():
     ]
 
 
-# ------------------------------------------------------------------------------------ how nbval is made use of
+# ------------------------------------------------------------- how nbval is made use of
 
 
 @pytest.mark.parametrize(

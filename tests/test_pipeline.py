@@ -1,4 +1,7 @@
-"""The whole run in miniature: through the command line, without a network, the same twice, stopped when it must."""
+"""The whole run in miniature, and its numbers worked out by hand.
+
+Through the command line, without a network, the same twice, stopped when it must.
+"""
 
 import json
 import math
@@ -6,10 +9,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minillama import pipeline, stages, world
 from minillama.__main__ import main
 from minillama.optim import TrainingDiverged
+
+EGG, BIKE = world.find_prompt("boil an egg"), world.find_prompt("steal a bike")
+GOOD, RUDE = world.TASKS["boil an egg"][0], world.RUDE[0]
+REFUSAL, RISKY = world.REFUSALS[0], world.RISKY[0]
 
 
 @pytest.fixture
@@ -18,9 +26,22 @@ def store(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Quick stages, built once, for tests that change nothing in them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINILLAMA_ARTIFACTS", str(tmp_path_factory.mktemp("quick")))
+        built = stages.Stages(stages.QUICK)
+        built.build_all()
+        yield built
+
+
 def quick_run(out, capsys, *arguments):
     main(["run", "--quick", "--device", "cpu", "--out", str(out), *arguments])
     return json.loads((out / "report.json").read_text()), capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------ the whole run
 
 
 def test_run_and_ask_offline(store, no_network, capsys):
@@ -32,36 +53,25 @@ def test_run_and_ask_offline(store, no_network, capsys):
         "win_rate",
         "kl",
         "reward_model",
+        "sampled",
         "seconds",
+        "resumed",
         "peak_rss_mb",
         "seed",
         "device",
     }
     for name in ("helpfulness", "refusal", "risky_advice"):
-        assert set(report[name]) == {"before", "after"} and all(
-            map(math.isfinite, report[name].values())
-        )
+        assert set(report[name]) == {"before", "after"}
+        assert all(map(math.isfinite, report[name].values()))
     for kind in ("helpfulness", "safety"):
-        assert (
-            0.3
-            < report["reward_model"][kind]["accuracy"]
-            <= report["reward_model"][kind]["ceiling"]
-            < 1
-        )
-    assert {
-        "tokenizer",
-        "base",
-        "sft",
-        "helpfulness",
-        "safety",
-        "policy",
-        "total",
-    } <= set(report["seconds"])
-    assert (
-        0 <= report["win_rate"] <= 1
-        and report["seed"] == 0
-        and report["device"] == "cpu"
-    )
+        scored = report["reward_model"][kind]
+        assert 0.3 < scored["accuracy"] <= scored["ceiling"] < 1
+    names = {"tokenizer", "base", "sft", "helpfulness", "safety", "policy"}
+    assert {*names, "report", "total"} <= set(report["seconds"])
+    assert 0 <= report["win_rate"] <= 1
+    assert report["seed"] == 0 and report["device"] == "cpu"
+    assert report["sampled"] == {"answers": 1530, "prompts": 510, "temperature": 1.0}
+    assert report["resumed"] == []
     assert (store / "a/learning_curves.png").read_bytes().startswith(b"\x89PNG")
     assert "win rate" in printed and printed.count("  before: ") == 5
     main(["ask", "--quick", "--device", "cpu", "How do I boil an egg?"])
@@ -77,6 +87,37 @@ def test_run_and_ask_offline(store, no_network, capsys):
     assert again == report and other != report
 
 
+def test_an_interrupted_run_goes_on_at_its_last_finished_stage(
+    store, monkeypatch, capsys
+):
+    """Stopped while SFT trains: tokenizer and base are taken over, the rest is built.
+
+    A run that was finished is built anew, whole.
+    """
+    monkeypatch.setattr(pipeline, "ANSWERS_PER_PROMPT", 1)
+    train_lm, calls = stages.train_lm, []
+
+    def interrupted(model, examples, settings, *more):
+        calls.append(settings)
+        if settings == stages.QUICK.sft and len(calls) == 2:
+            raise KeyboardInterrupt
+        return train_lm(model, examples, settings, *more)
+
+    monkeypatch.setattr(stages, "train_lm", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        quick_run(store / "a", capsys)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (store / "a/report.json").exists()
+    report, printed = quick_run(store / "a", capsys)
+    assert set(report["resumed"]) == {"tokenizer", "base"}
+    assert "taken over from an interrupted run: tokenizer, base" in printed
+    assert calls == [stages.QUICK.base, stages.QUICK.sft, stages.QUICK.sft]
+    again, _ = quick_run(store / "b", capsys)
+    assert again["resumed"] == [] and len(calls) == 5
+    for name in ("kl", "win_rate", "helpfulness", "reward_model"):
+        assert again[name] == report[name]
+
+
 def test_stages_come_from_the_store_until_a_setting_changes(store, monkeypatch):
     first = stages.Stages(stages.QUICK)
     weights = first.sft.lm_head.weight
@@ -85,45 +126,258 @@ def test_stages_come_from_the_store_until_a_setting_changes(store, monkeypatch):
         stages, "train_lm", lambda *arguments: calls.append(arguments) or [0.0]
     )
     second = stages.Stages(stages.QUICK)
-    assert (
-        torch.equal(second.sft.lm_head.weight, weights)
-        and second.notes["sft"] == first.notes["sft"]
-    )
-    assert not calls and len(first.notes["sft"]["curve"]) == stages.QUICK.sft.steps
+    assert torch.equal(second.sft.lm_head.weight, weights)
+    assert second.notes["sft"] == first.notes["sft"] and not calls
+    assert len(first.notes["sft"]["curve"]) == stages.QUICK.sft.steps
     changed = replace(stages.QUICK, sft=replace(stages.QUICK.sft, steps=4))
-    assert (
-        stages.Stages(changed).sft is not None and len(calls) == 1
-    )  # the base model was served, SFT built anew
-    assert stages.Stages(replace(stages.QUICK, seed=1)).keys == {}
+    # The base model was served, SFT built anew.
+    assert stages.Stages(changed).sft is not None and len(calls) == 1
 
 
-def test_a_diverging_run_keeps_its_last_good_weights(store):
+def test_a_diverging_run_keeps_its_last_good_weights(store, capsys):
     broken = replace(stages.QUICK, base=replace(stages.QUICK.base, lr=math.inf))
-    with pytest.raises(TrainingDiverged, match="step 1: .*batch of examples"):
+    with pytest.raises(TrainingDiverged, match="step 0: weights .*batch of examples"):
         pipeline.run(broken, store / "out")
-    from safetensors.torch import load_file
-
-    assert all(
-        tensor.isfinite().all()
-        for tensor in load_file(store / "out/last_good.safetensors").values()
-    )
+    weights = load_file(store / "out/last_good.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert "embed_tokens.weight" in weights
+    assert "out/last_good.safetensors" in capsys.readouterr().err
     assert not list((store / "store").glob("base-*.safetensors"))
 
 
-def test_wins_and_gold_summary_by_hand():
-    egg, bike = world.find_prompt("boil an egg"), world.find_prompt("steal a bike")
-    good, bad = world.TASKS["boil an egg"][0], world.RUDE[0]
-    assert pipeline.wins(
-        [egg, egg, bike], [good, bad, world.REFUSALS[0]], [bad, bad, good]
-    ) == pytest.approx(2.5 / 3)
-    summary = stages.gold_summary(
-        [egg, egg, bike], [good, world.RISKY[0], world.REFUSALS[0]]
+class Finished:
+    """Stages that are built: what `run` does with them, and whether it finishes."""
+
+    def __init__(self, quick):
+        self.quick, self.resumed, self.finished = quick, ["base"], False
+        self.seconds = dict.fromkeys(["base", "policy"], 1.0)
+        self.notes = quick.notes
+
+    def build_all(self):
+        pass
+
+    def finish(self):
+        self.finished = True
+
+
+REPORT = {
+    "helpfulness": {"before": 0.25, "after": 0.875},
+    "refusal": {"before": 0.5, "after": 1.0},
+    "risky_advice": {"before": 0.125, "after": 0.0},
+    "win_rate": 0.75,
+    "kl": 2.25,
+    "reward_model": {
+        "helpfulness": {"accuracy": 0.8, "ceiling": 0.9},
+        "safety": {"accuracy": 0.6, "ceiling": 0.8},
+    },
+}
+
+
+@pytest.fixture
+def built(quick, monkeypatch):
+    """`run` without training and judging: (stages, what is judged)."""
+    made = Finished(quick)
+
+    def stages_of(settings, rebuild):
+        assert rebuild
+        return made
+
+    def evaluate(given, prompts):
+        assert given is made and not made.finished
+        return dict(REPORT), ["yes"] * len(prompts), ["no"] * len(prompts)
+
+    monkeypatch.setattr(pipeline, "Stages", stages_of)
+    monkeypatch.setattr(pipeline, "evaluate", evaluate)
+    return made
+
+
+def test_run_prints_writes_and_finishes(built, tmp_path, capsys):
+    report = pipeline.run(stages.QUICK, tmp_path / "deep/out")
+    assert json.loads((tmp_path / "deep/out/report.json").read_text()) == report
+    printed = capsys.readouterr().out
+    assert pipeline.table(report) in printed
+    assert "taken over from an interrupted run: base" in printed
+    assert built.finished and report["resumed"] == ["base"]
+    assert report["seconds"]["base"] == 1.0
+    assert 0 <= report["seconds"]["report"] <= report["seconds"]["total"] < 60
+    assert 10 < report["peak_rss_mb"] < 100_000
+
+
+@pytest.mark.parametrize("name", ["report.json", "learning_curves.png"])
+def test_a_full_disk_leaves_the_table_and_says_so(
+    name, built, tmp_path, capsys, monkeypatch
+):
+    """A folder in the file's place stands for the full disk: both are an OSError."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit) as left:
+        main(["run", "--quick", "--device", "cpu", "--out", str(tmp_path)])
+    told = capsys.readouterr()
+    assert left.value.code == 1 and not built.finished
+    assert "win rate over the SFT policy" in told.out
+    assert len(told.err.strip().split("\n")) == 1 and name in told.err
+
+
+def test_nan_never_gets_into_a_report(built, tmp_path, monkeypatch):
+    nan = {**REPORT, "kl": math.nan}
+    monkeypatch.setattr(
+        pipeline, "evaluate", lambda s, p: (nan, ["y"] * 1530, ["n"] * 1530)
     )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        pipeline.run(stages.QUICK, tmp_path)
+    assert not (tmp_path / "report.json").exists()
+
+
+# ------------------------------------------------------------------------------ numbers
+
+
+def test_wins_by_hand():
+    # A good step against a rude sentence, the reverse, a refusal against no answer: two
+    # of three; with a tie in place of the first, 0.5 + 0 + 1 of three.
+    prompts = [EGG, EGG, BIKE]
+    assert pipeline.wins(prompts, [GOOD, RUDE, REFUSAL], [RUDE, GOOD, GOOD]) == (
+        pytest.approx(2 / 3)
+    )
+    assert pipeline.wins(prompts, [GOOD, RUDE, REFUSAL], [GOOD, GOOD, GOOD]) == (
+        pytest.approx(1.5 / 3)
+    )
+
+
+def test_gold_summary_by_hand():
+    summary = stages.gold_summary([EGG, EGG, BIKE], [GOOD, RISKY, REFUSAL])
     assert summary == {
         "helpfulness": pytest.approx(0.5 / 5.5),
         "risky_advice": 0.5,
         "refusal": 1.0,
     }
+
+
+def test_kl_per_answer_is_the_mean_of_the_log_ratios_sums(quick):
+    """Against one answer at a time, without batches, masks or fast paths."""
+    settings = quick.settings
+    prompts = world.held_out_prompts()[:5]
+    _, rollouts = pipeline.sample_answers(
+        quick.policy, quick.tokenizer, prompts, settings, "a test"
+    )
+    total = 0.0
+    for rollout in rollouts:
+        for ids, mask, counts in zip(
+            rollout.ids, rollout.mask, rollout.response_mask, strict=True
+        ):
+            alone, counts = ids[mask][None], counts[mask][1:]
+            with torch.no_grad():
+                logprobs = [
+                    model(alone)[0, :-1].log_softmax(-1)[
+                        torch.arange(alone.shape[1] - 1), alone[0, 1:]
+                    ]
+                    for model in (quick.policy, quick.sft)
+                ]
+            total += (logprobs[0] - logprobs[1])[counts].sum().item()
+    measured = pipeline.kl_per_answer(quick.policy, quick.sft, rollouts)
+    assert measured == pytest.approx(total / 5, abs=1e-4) and measured != 0
+    assert pipeline.kl_per_answer(quick.policy, quick.policy, rollouts) == (
+        pytest.approx(0, abs=1e-4)
+    )
+
+
+def test_sample_answers_takes_every_prompt_once_in_order(quick, monkeypatch):
+    """Five prompts in batches of two: 2, 2, 1; another purpose, other answers."""
+    monkeypatch.setattr(pipeline, "BATCH", 2)
+    prompts = world.held_out_prompts()[:5]
+    given = (quick.policy, quick.tokenizer, prompts, quick.settings)
+    texts, rollouts = pipeline.sample_answers(*given, "one")
+    assert [len(rollout.ids) for rollout in rollouts] == [2, 2, 1] and len(texts) == 5
+    questions = [
+        quick.tokenizer.decode(ids[mask & ~counts].tolist())
+        for r in rollouts
+        for ids, mask, counts in zip(r.ids, r.mask, r.response_mask, strict=True)
+    ]
+    for prompt, question in zip(prompts, questions, strict=True):
+        assert world.normalise(prompt.text) in world.normalise(question)
+    assert rollouts[0].response_mask.sum(1).max() <= quick.settings.ppo.max_new_tokens
+    assert pipeline.sample_answers(*given, "one")[0] == texts
+    assert pipeline.sample_answers(*given, "other")[0] != texts
+
+
+class Scores:
+    """What `score_texts` gives in turn, in place of a model."""
+
+    def __init__(self, monkeypatch, *scores):
+        left = list(scores)
+        monkeypatch.setattr(pipeline, "score_texts", lambda model, ids: left.pop(0))
+
+
+def test_reward_model_accuracy_by_hand(quick, monkeypatch):
+    """A judge right by the annotators' utilities reaches the ceiling; ties give 1/2."""
+    settings = replace(quick.settings, held_out_pairs=50)
+    given = (settings, quick.tokenizer, quick.helpfulness, "helpfulness")
+    pairs = [
+        group[0]
+        for group in stages.draw_preferences(
+            settings, "helpfulness", "held out", 50, 2, held_out=True
+        )
+    ]
+    annotator = world.ANNOTATORS["helpfulness"]
+    utilities = [
+        torch.tensor([annotator.utility(pair.prompt, text) for pair, text in texts])
+        for texts in (
+            [(pair, pair.chosen) for pair in pairs],
+            [(pair, pair.rejected) for pair in pairs],
+        )
+    ]
+    fresh = {prompt.text for prompt in world.held_out_prompts()}
+    assert {pair.prompt.text for pair in pairs} <= fresh
+    Scores(monkeypatch, *utilities)
+    best = pipeline.reward_model_accuracy(*given)
+    assert best["accuracy"] == pytest.approx(best["ceiling"]) and best["ceiling"] < 1
+    Scores(monkeypatch, *reversed(utilities))
+    worst = pipeline.reward_model_accuracy(*given)
+    assert worst["accuracy"] == pytest.approx(1 - best["ceiling"])
+    Scores(monkeypatch, torch.zeros(50), torch.zeros(50))
+    assert pipeline.reward_model_accuracy(*given)["accuracy"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_judge_without_a_number_scores_nothing(bad, quick, monkeypatch):
+    settings = replace(quick.settings, held_out_pairs=2)
+    Scores(monkeypatch, torch.tensor([0.0, bad]), torch.tensor([0.0, bad]))
+    with pytest.raises(ValueError, match="reward_model_accuracy: model must give"):
+        pipeline.reward_model_accuracy(
+            settings, quick.tokenizer, quick.safety, "safety"
+        )
+
+
+def test_evaluate_puts_each_number_in_its_place(quick, monkeypatch):
+    """Before is the SFT policy and after PPO's; the judges judge their own kind."""
+    texts = {"answers before": [RUDE, GOOD], "answers after": [GOOD, REFUSAL]}
+    policies, kls, kinds = {}, [], {}
+
+    def sample_answers(policy, tokenizer, prompts, settings, purpose):
+        policies[purpose] = policy
+        return texts[purpose], purpose
+
+    def reward_model_accuracy(settings, tokenizer, model, kind):
+        kinds[kind] = model
+        return kind
+
+    monkeypatch.setattr(pipeline, "sample_answers", sample_answers)
+    monkeypatch.setattr(pipeline, "kl_per_answer", lambda *x: kls.append(x) or 1.5)
+    monkeypatch.setattr(pipeline, "reward_model_accuracy", reward_model_accuracy)
+    report, before, after = pipeline.evaluate(quick, [EGG, BIKE])
+    assert policies["answers before"] is quick.sft
+    assert policies["answers after"] is quick.policy
+    assert kls == [(quick.policy, quick.sft, "answers after")]
+    assert kinds == {"helpfulness": quick.helpfulness, "safety": quick.safety}
+    assert [before, after] == list(texts.values())
+    assert report["refusal"] == {"before": 0.0, "after": 1.0}
+    assert report["helpfulness"]["before"] < report["helpfulness"]["after"]
+    assert report["win_rate"] == 1.0 and report["kl"] == 1.5
+    assert report["reward_model"] == {"helpfulness": "helpfulness", "safety": "safety"}
+
+
+@pytest.mark.parametrize("prompts", [[EGG], [BIKE, BIKE]])
+def test_evaluate_needs_both_kinds_of_prompts(prompts, quick):
+    with pytest.raises(ValueError, match="evaluate: prompts must be ordinary and"):
+        pipeline.evaluate(quick, prompts)
 
 
 def test_held_out_pairs_are_on_fresh_prompts():
@@ -132,16 +386,140 @@ def test_held_out_pairs_are_on_fresh_prompts():
         groups = stages.draw_preferences(
             stages.QUICK, "safety", "x", 30, 4, held_out=held_out
         )
-        assert all(
-            len(group) == 6 and len({x.prompt for x in group}) == 1 for group in groups
-        )
-        assert all((group[0].prompt in fresh) is held_out for group in groups)
-    assert not any(
-        g[0].prompt.is_safety
-        for g in stages.draw_preferences(
-            stages.QUICK, "helpfulness", "x", 30, 2, held_out=True
-        )
+        for group in groups:
+            assert len(group) == 6 and len({x.prompt for x in group}) == 1
+            assert (group[0].prompt in fresh) is held_out
+    ordinary = stages.draw_preferences(
+        stages.QUICK, "helpfulness", "x", 30, 2, held_out=True
     )
+    assert not any(group[0].prompt.is_safety for group in ordinary)
+
+
+# -------------------------------------------------------------------------------- words
+
+
+def test_the_table_to_the_letter():
+    report = REPORT | {
+        "sampled": {"answers": 1530, "prompts": 510, "temperature": 1.0},
+        "seconds": {"base": 55.4, "total": 290.0},
+        "resumed": ["tokenizer", "base"],
+        "peak_rss_mb": 800,
+        "seed": 3,
+        "device": "cpu",
+    }
+    assert pipeline.table(report) == (
+        "1530 answers to 510 fresh prompts, sampled at temperature 1,\n"
+        "scored by the gold judges\n"
+        "\n"
+        "                                          before     after\n"
+        "helpfulness, share of its maximum          0.250     0.875\n"
+        "refusals of unsafe requests                0.500     1.000\n"
+        "ordinary answers with risky advice         0.125     0.000\n"
+        "win rate over the SFT policy                         0.750\n"
+        "KL from it, nats per answer                          2.250\n"
+        "\n"
+        "reward models on fresh pairs            accuracy   ceiling     share\n"
+        "helpfulness                                0.800     0.900     0.889\n"
+        "safety                                     0.600     0.800     0.750\n"
+        "\n"
+        "seconds: base 55, total 290\n"
+        "stages taken over from an interrupted run: tokenizer, base\n"
+        "peak memory: 800 MB; device: cpu; seed: 3"
+    )
+
+
+def test_side_by_side_spreads_over_the_prompts():
+    """Twenty prompts, five shown: numbers 2, 6, 10, 14 and 18."""
+    prompts = [replace(EGG, text=f"prompt {i}") for i in range(20)]
+    before, after = ([f"{side}{i}" for i in range(20)] for side in ("b", "a"))
+    shown = pipeline.side_by_side(prompts, before, after).split("\n\n")
+    assert [lines.split("\n")[0] for lines in shown] == [
+        f"prompt {i}" for i in (2, 6, 10, 14, 18)
+    ]
+    assert shown[0].split("\n")[1].startswith("  before: b2  [gold helpfulness")
+    assert shown[0].split("\n")[2].startswith("  after:  a2  [gold helpfulness")
+
+
+def test_gold_scores_in_words():
+    assert pipeline.gold_scores(BIKE, REFUSAL) == "[gold safety 0.8 of 1]"
+    assert pipeline.gold_scores(EGG, GOOD) == "[gold helpfulness 1.0 of 5.5]"
+
+
+def test_ask_samples_three_answers_a_policy(quick):
+    text = pipeline.ask(quick, EGG.text)
+    lines = text.split("\n")
+    assert lines[0] == EGG.text and text.count("R_s") == 6
+    assert text.count(", sampled at temperature 1:") == 2
+    assert text.count("[gold helpfulness ") == 6
+    before, after = text.split("\nafter PPO")
+    assert "before PPO" in before and len(set(before.split("\n")[3:9:2])) == 3
+    assert pipeline.ask(quick, EGG.text) == text
+    assert pipeline.ask(quick, EGG.text, 0.5) != text
+    assert pipeline.ask(quick, EGG.text, 0.0).count("R_s") == 2
+    assert ", greedy:" in pipeline.ask(quick, EGG.text, 0)
+
+
+def test_ask_knows_its_world(quick):
+    first, second, *_ = pipeline.ask(quick, "What is love?", 0).split("\n")
+    assert first == "What is love?"
+    assert second.startswith("[not a request of this world, which knows 24 tasks")
+    assert "boil an egg" in second and "[no gold score]" in (
+        pipeline.ask(quick, "What is love?", 0)
+    )
+
+
+@pytest.mark.parametrize(
+    "call, kind, message",
+    [
+        (lambda q: pipeline.ask(q, " "), ValueError, "ask: question must have words"),
+        (lambda q: pipeline.ask(q, "x " * 200), ValueError, "at most 136 tokens, got"),
+        (lambda q: pipeline.ask(q, None), TypeError, "ask: question must be"),
+        (lambda q: pipeline.ask(q, "x", -1), ValueError, "ask: temperature must be"),
+        (lambda q: pipeline.ask(q, "x", math.nan), ValueError, "ask: temperature"),
+        (lambda q: pipeline.ask("x", "x"), TypeError, "ask: stages must be"),
+        (lambda q: pipeline.wins([], [], []), ValueError, "wins: prompts must be"),
+        (lambda q: pipeline.wins(["a"], ["b"], ["c"]), TypeError, "wins: prompts"),
+        (
+            lambda q: pipeline.wins([EGG], ["b"], ["c", "d"]),
+            ValueError,
+            "wins: baseline_texts must be",
+        ),
+        (
+            lambda q: pipeline.kl_per_answer(q.sft, q.sft, []),
+            ValueError,
+            "kl_per_answer: rollouts must be",
+        ),
+        (
+            lambda q: pipeline.kl_per_answer(q.safety, q.sft, []),
+            TypeError,
+            "kl_per_answer: policy must be",
+        ),
+        (
+            lambda q: pipeline.sample_answers(q.sft, q.tokenizer, [], q.settings, "x"),
+            ValueError,
+            "sample_answers: prompts must be",
+        ),
+        (
+            lambda q: pipeline.reward_model_accuracy(
+                q.settings, q.tokenizer, q.safety, "length"
+            ),
+            ValueError,
+            "reward_model_accuracy: kind must be",
+        ),
+        (lambda q: pipeline.evaluate(q, []), ValueError, "evaluate: prompts must be"),
+        (lambda q: pipeline.run(None, "x"), TypeError, "run: settings must be"),
+        (lambda q: pipeline.draw_curves([], "x"), ValueError, "draw_curves: history"),
+        (
+            lambda q: pipeline.side_by_side([EGG], ["a"], ["b"], 2),
+            ValueError,
+            "side_by_side: count must be",
+        ),
+        (lambda q: pipeline.gold_scores(EGG, 3), TypeError, "gold_scores: text must"),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, kind, message, quick):
+    with pytest.raises(kind, match=message):
+        call(quick)
 
 
 def test_devices(monkeypatch):

@@ -1,4 +1,4 @@
-"""The world: hand-scored answers, judges that never raise, annotators whose probabilities are what they say."""
+"""The world: answers scored by hand, judges of any text, annotators of their word."""
 
 import math
 import random
@@ -111,7 +111,7 @@ def test_size_of_the_world():
     )
 
 
-def test_fresh_prompts_are_held_out():
+def test_no_training_sees_the_held_out_prompts():
     training, fresh = world.training_prompts(), world.held_out_prompts()
     assert len(fresh) >= 500 and not {p.text for p in fresh} & {
         p.text for p in training
@@ -149,12 +149,13 @@ def test_each_text_has_one_derivation():
 
 
 def test_logprob_is_the_frequency_of_the_text():
-    """Refusals are few enough to count: 40,000 draws against exp(logprob), within four standard errors."""
+    """Refusals are few enough to count: 40,000 draws, within four standard errors."""
     rng, style, n = random.Random(1), world.Style(refuse_unsafe=0.9), 40_000
     drawn = [world.write_answer(rng, BIKE, style) for _ in range(n)]
     refusals = {a.text: math.exp(a.logprob) for a in drawn if world.refuses(a.text)}
     counts = Counter(a.text for a in drawn)
-    # 4 refusals x (none or 4 reasons) x (none or 4 alternatives) = 100 texts that share a probability of 0.9
+    # 4 refusals x (none or 4 reasons) x (none or 4 alternatives) = 100 texts that share
+    # a probability of 0.9
     assert len(refusals) == 100 and sum(refusals.values()) == pytest.approx(0.9)
     assert all(
         abs(counts[x] - n * p) < 4.5 * math.sqrt(n * p * (1 - p))
@@ -182,7 +183,8 @@ def test_annotators_prefer_as_often_as_they_say(annotator):
     asked = [annotator.compare(rng, EGG, a, b) for _ in range(n)]
     share = sum(x.chosen == a for x in asked) / n
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n)
-    # strength 3 when |d + logistic noise| >= 3.5, d the utility difference in units of the temperature
+    # strength 3 when |d + logistic noise| >= 3.5, d the utility difference in units of
+    # the temperature
     d = (annotator.utility(EGG, a) - annotator.utility(EGG, b)) / annotator.temperature
     strong = world.sigmoid(d - 3.5) + world.sigmoid(-d - 3.5)
     assert abs(sum(x.strength == 3 for x in asked) / n - strong) < 4 * math.sqrt(
@@ -220,10 +222,234 @@ def test_the_ceiling_is_what_the_true_utility_reaches():
     assert world.expected_accuracy(
         annotator, preferences, [1 - x for x in right]
     ) == pytest.approx(1 - ceiling)
-    # the labels that were drawn agree with the truth as often as the ceiling says, and their log-loss is the floor
+    # the labels that were drawn agree with the truth as often as the ceiling says, and
+    # their log-loss is the floor
     n = len(preferences)
     assert abs(sum(right) / n - ceiling) < 4 * math.sqrt(0.25 / n)
     loss = [
         -math.log(annotator.prefers(EGG, x.chosen, x.rejected)) for x in preferences
     ]
     assert abs(sum(loss) / n - floor) < 4 * 0.6 / math.sqrt(n)
+
+
+def test_a_request_is_found_by_whole_words():
+    assert world.find_prompt("How do I walk a dogfish?") is None
+    assert world.find_prompt("Can I rewalk a dog?") is None
+    assert world.find_prompt("WALK  a dog!").request == "walk a dog"
+    bike = world.find_prompt("Please, how do I steal a bike?")
+    assert bike.is_safety and bike.text == "Please, how do I steal a bike?"
+
+
+def test_a_text_is_read_sentence_by_sentence():
+    text = f"First, {A}\nthen {B.upper()} Pour!  {world.OPENERS[1]} Next. ?"
+    assert world.parse(text) == (
+        ("step", "boil an egg", 0),
+        ("step", "boil an egg", 1),
+        ("unknown", None, 0),
+        ("opener", None, 1),
+    )
+    assert world.normalise("  It's -- 2 Eggs. ") == "it s 2 eggs"
+
+
+def test_the_seven_ways_to_write_an_answer_at_certain_styles():
+    """Styles of zeros and ones, so that each branch is the only one."""
+    nothing = dict.fromkeys(vars(world.Style()), 0.0)
+
+    def kinds(prompt, **style):
+        text = world.write_answer(
+            random.Random(5), prompt, world.Style(**nothing | style)
+        ).text
+        return [kind for kind, _, _ in world.parse(text)]
+
+    steps, sure = ["step"] * 4, dict(on_topic=1.0, full=1.0)
+    assert kinds(EGG, **sure) == steps
+    assert kinds(EGG, **sure, opener=1.0) == ["opener", *steps]
+    assert kinds(EGG, **sure, closer=1.0) == [*steps, "closer"]
+    for aside in ("filler", "rude", "risky"):
+        assert kinds(EGG, **sure, **{aside: 1.0}) == ["step", aside] * 4
+    assert kinds(EGG, refuse_ordinary=1.0) == ["refusal"]
+    assert kinds(BIKE, refuse_unsafe=1.0, reason=1.0) == ["refusal", "reason"]
+    assert kinds(BIKE, refuse_unsafe=1.0, alternative=1.0) == ["refusal", "alternative"]
+    assert kinds(BIKE, half_refuse=1.0) == ["refusal", *["compliance"] * 3]
+    assert kinds(BIKE, off_unsafe=1.0, full=1.0) == steps
+    assert kinds(BIKE) == ["compliance"] * 3
+    assert kinds(BIKE, opener=1.0) == ["opener", *["compliance"] * 3]
+    off_topic = world.write_answer(
+        random.Random(5), EGG, world.Style(**nothing | dict(full=1.0))
+    )
+    # refuse_ordinary and on_topic fail for sure, then one of 23 other tasks, and
+    # "Next" or "Then" twice: log(1 / 23 / 4)
+    assert off_topic.logprob == pytest.approx(-math.log(23 * 4))
+    assert helpfulness(EGG, off_topic.text) == -4
+
+
+def test_faulty_plans_are_what_they_are_called():
+    sizes = {name: len(plans) for name, plans in world.FAULTY_PLANS.items()}
+    # 4 choose 3, 4 choose 2, 6 swaps; a fifth step that repeats one: 4 steps in 5
+    # places are 20, where next to itself two places give the same plan: 16; one for
+    # another: 4 places, 3 others each: 12; 4 places for a step of another task
+    assert sizes == {
+        "one missing": 4,
+        "two missing": 6,
+        "swapped": 6,
+        "one again": 16,
+        "one for another": 12,
+        "mixed": 4,
+    }
+    plans = [plan for plans in world.FAULTY_PLANS.values() for plan in plans]
+    assert len(set(plans)) == len(plans) and world.RIGHT not in plans
+
+
+def test_styles_that_add_up_to_one_are_allowed():
+    world.Style(filler=0.7, rude=0.2, risky=0.1)
+    world.Style(refuse_unsafe=0.1, half_refuse=0.2, off_unsafe=0.7)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda: Prompt("a", "b", "yes"), TypeError, "Prompt: is_safety must"),
+        (lambda: Prompt(3, "b", True), TypeError, "Prompt: text must"),
+        (lambda: world.Style(full=1.5), ValueError, "Style: full must"),
+        (lambda: world.Style(opener=-0.1), ValueError, "Style: opener must"),
+        (lambda: world.Style(rude=NAN), ValueError, "Style: rude must"),
+        (lambda: world.Style(reason="no"), TypeError, "Style: reason must"),
+        (
+            lambda: world.Style(filler=0.6, rude=0.3, risky=0.2),
+            ValueError,
+            r"Style: filler \+ rude \+ risky must be at most 1, got 1.1",
+        ),
+        (
+            lambda: world.Style(refuse_unsafe=0.9, half_refuse=0.2),
+            ValueError,
+            r"Style: refuse_unsafe \+ half_refuse \+ off_unsafe must",
+        ),
+        (lambda: Annotator(temperature=0), ValueError, "Annotator: temperature must"),
+        (lambda: Annotator(temperature=-1), ValueError, "Annotator: temperature must"),
+        (lambda: Annotator(temperature=NAN), ValueError, "Annotator: temperature"),
+        (lambda: Annotator(safe_temperature=0.0), ValueError, "safe_temperature must"),
+        (lambda: Annotator(length_bias=NAN), ValueError, "Annotator: length_bias"),
+        (lambda: Annotator(gold="safety"), TypeError, "Annotator: gold must"),
+        (lambda: Annotator(thresholds=(2.0, 1.0)), ValueError, "thresholds must"),
+        (lambda: Annotator(thresholds=(-1.0, 1.0)), ValueError, "thresholds must"),
+        (lambda: Annotator(thresholds=(NAN,)), ValueError, "thresholds must"),
+        (lambda: Annotator(thresholds=1.0), TypeError, "thresholds must"),
+        (
+            lambda: Annotator(gold=lambda prompt, text: NAN).prefers(EGG, "a", "b"),
+            ValueError,
+            "Annotator: gold must return finite numbers, got nan",
+        ),
+        (
+            lambda: world.Preference(EGG, "a", "b", 4, True, True),
+            ValueError,
+            "Preference: strength must",
+        ),
+        (
+            lambda: world.Preference(EGG, "a", "b", -1, True, True),
+            ValueError,
+            "Preference: strength must",
+        ),
+        (
+            lambda: world.Preference(EGG, "a", 3, 0, True, True),
+            TypeError,
+            "Preference: chosen and rejected must",
+        ),
+        (
+            lambda: world.Preference(EGG, None, "a", 0, True, True),
+            TypeError,
+            "Preference: chosen and rejected must",
+        ),
+        (lambda: helpfulness(EGG, 5), TypeError, "helpfulness: text must"),
+        (lambda: helpfulness("boil an egg", ""), TypeError, "helpfulness: prompt must"),
+        (lambda: safety(EGG, None), TypeError, "safety: text must"),
+        (lambda: safety(None, ""), TypeError, "safety: prompt must"),
+        (lambda: world.refuses(b"no"), TypeError, "refuses: text must"),
+        (lambda: world.gives_risky_advice(1), TypeError, "gives_risky_advice: text"),
+        (lambda: world.parse(5), TypeError, "parse: text must"),
+        (lambda: world.normalise(None), TypeError, "normalise: text must"),
+        (lambda: world.find_prompt(["a"]), TypeError, "find_prompt: text must"),
+        (
+            lambda: world.write_answer(0, EGG, world.SFT_STYLE),
+            TypeError,
+            "write_answer: rng must",
+        ),
+        (
+            lambda: world.write_answer(random.Random(0), "egg", world.SFT_STYLE),
+            TypeError,
+            "write_answer: prompt must",
+        ),
+        (
+            lambda: world.write_answer(random.Random(0), EGG, "polite"),
+            TypeError,
+            "write_answer: style must",
+        ),
+        (lambda: world.bayes_ceiling(Annotator(), []), ValueError, "preferences must"),
+        (
+            lambda: world.bayes_ceiling(Annotator(), [("a", "b")]),
+            TypeError,
+            "bayes_ceiling: preferences must",
+        ),
+        (
+            lambda: world.expected_accuracy(Annotator(), [BETTER], []),
+            ValueError,
+            "expected_accuracy: prefers_chosen must",
+        ),
+        (
+            lambda: world.expected_accuracy(Annotator(), [BETTER], [1, 0]),
+            ValueError,
+            "expected_accuracy: prefers_chosen must .* N = 1 as in preferences",
+        ),
+        (
+            lambda: world.expected_accuracy(Annotator(), [BETTER], [NAN]),
+            ValueError,
+            "expected_accuracy: prefers_chosen must .* got nan",
+        ),
+        (
+            lambda: world.expected_accuracy(Annotator(), [BETTER], [1.5]),
+            ValueError,
+            "expected_accuracy: prefers_chosen must .* got 1.5",
+        ),
+        (
+            lambda: world.collect_preferences(
+                random.Random(0), Annotator(), [EGG, EGG], [("a", "b")]
+            ),
+            ValueError,
+            "collect_preferences: answers must .* N = 2 as in prompts",
+        ),
+        (
+            lambda: world.collect_preferences(
+                random.Random(0), Annotator(), [EGG], [("a", 3)]
+            ),
+            TypeError,
+            "collect_preferences: answers must",
+        ),
+        (
+            lambda: world.collect_preferences(0, Annotator(), [EGG], [("a", "b")]),
+            TypeError,
+            "collect_preferences: rng must",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_pair_by_hand():
+    """Gold 1 against 0: p = sigmoid(1) = 0.731, entropy 0.582 nats."""
+    accuracy, entropy = world.bayes_ceiling(Annotator(), [BETTER, WORSE])
+    assert accuracy == pytest.approx(0.7310586)
+    assert entropy == pytest.approx(0.5822031)
+    for share, expected in ((1, 0.7310586), (False, 0.2689414), (0.5, 0.5)):
+        assert world.expected_accuracy(Annotator(), [BETTER], [share]) == pytest.approx(
+            expected
+        )
+    sure = Annotator(temperature=0.001)  # p is 1, whose entropy is 0
+    assert world.bayes_ceiling(sure, [BETTER]) == (1.0, 0.0)
+
+
+BETTER = world.Preference(EGG, A, "", 0, True, True)
+WORSE = world.Preference(EGG, "", A, 0, True, True)

@@ -1,7 +1,8 @@
 """One look for every figure of the course, and the figures that recur.
 
-The colours are Okabe and Ito's, which most colour-blind readers can tell apart; a line style tells series
-apart a second time. Left out: figures that only one lesson draws (they stand in that lesson).
+The colours are Okabe and Ito's, which most colour-blind readers can tell apart; a line
+style tells series apart a second time. Left out: figures that only one lesson draws
+(they stand in that lesson).
 """
 
 from pathlib import Path
@@ -41,20 +42,24 @@ STYLE = {
 
 
 def use_style():
-    """Apply the course's style to every figure drawn from now on; a notebook calls it once, near the top."""
+    """Apply the course's style to every figure drawn from now on.
+
+    A notebook calls it once, near the top.
+    """
     plt.rcParams.update(STYLE)
 
 
 def learning_curves(ax, x, series, xlabel, ylabel, title):
-    """Draw one line per series over a shared x and return ``ax``.
+    """Draw one line per series over a shared x; return the axes.
 
-    x: (N,) steps or iterations. series: dict from label to (N,) values. xlabel and ylabel name quantity and
-    unit; title states the finding. Raises ValueError if a series has another length than x.
+    x: (N,) steps or iterations. series: dict from label to (N,) values. xlabel and
+    ylabel name quantity and unit; title states the finding.
     """
     for label, values in series.items():
         if len(values) != len(x):
             raise ValueError(
-                f"learning_curves: {label!r} must have {len(x)} values as x, got {len(values)}"
+                f"learning_curves: series {label!r} must have {len(x)} values as x, "
+                f"got {len(values)}"
             )
         ax.plot(x, values, label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -64,23 +69,25 @@ def learning_curves(ax, x, series, xlabel, ylabel, title):
 
 
 def calibration_curve(ax, predicted, observed, label, bins=10):
-    """Draw how often what is predicted with probability p happens, against p, and return ``ax``.
+    """Draw how often what is predicted with probability p happens; return the axes.
 
-    predicted: (N,) probabilities in [0, 1] (ValueError otherwise). observed: (N,) outcomes 0 or 1, or exact
-    probabilities where they are known. Each point is the mean of both over one of ``bins`` groups of equal
-    size, ordered by prediction; the diagonal is perfect calibration.
+    predicted: (N,) probabilities in [0, 1]. observed: (N,) outcomes 0 or 1, or exact
+    probabilities where they are known. Each point is the mean of both over one of
+    `bins` groups of equal size, ordered by prediction; the diagonal is perfect
+    calibration.
     """
-    predicted, observed = (
-        torch.as_tensor(predicted).float(),
-        torch.as_tensor(observed).float(),
-    )
+    predicted, observed = (torch.as_tensor(x).float() for x in (predicted, observed))
     if predicted.ndim != 1 or predicted.shape != observed.shape:
         raise ValueError(
             "calibration_curve: predicted and observed must both be (N,), got "
             f"{tuple(predicted.shape)} and {tuple(observed.shape)}"
         )
-    if not ((predicted >= 0) & (predicted <= 1)).all():
-        raise ValueError("calibration_curve: predicted must be probabilities in [0, 1]")
+    wrong = predicted[~((predicted >= 0) & (predicted <= 1))]  # NaN included
+    if len(wrong):
+        raise ValueError(
+            "calibration_curve: predicted must be probabilities in [0, 1], got "
+            f"{wrong[0].item()}"
+        )
     groups = [
         group for group in predicted.argsort(stable=True).chunk(bins) if len(group)
     ]
@@ -105,9 +112,10 @@ def calibration_curve(ax, predicted, observed, label, bins=10):
 
 
 def audit_figure(axes, report):
-    """Draw an `audit.Audit` on two axes: score against length differences, and what it makes of flawed answers.
+    """Draw an `audit.Audit` on two axes; return them.
 
-    Returns the axes. The second one stays empty if no adversarial pairs were asked about.
+    The left one has score against length differences, the right one how often the
+    correct answer beats a flawed one; it stays empty without adversarial pairs.
     """
     left, right = axes
     left.scatter(report.longer_by, report.differences, s=6, alpha=0.5)
@@ -128,9 +136,9 @@ def audit_figure(axes, report):
 
 
 def save(figure, path):
-    """Write a figure as PNG, equal bytes for equal drawings (no date, no version); returns the path.
+    """Write a figure as PNG, equal bytes for equal drawings; return the path.
 
-    Raises ValueError for another suffix than .png. Missing folders are made.
+    The file holds no date and no version. Missing folders are made.
     """
     path = Path(path)
     if path.suffix != ".png":

@@ -1,14 +1,16 @@
-"""Fill the notebooks' definition cells from the package, or check that they still agree with it.
+"""Fill the notebooks' definition cells from the package, or check that they agree.
 
-A definition cell is a code cell whose first line is a comment that names a file, ``# minillama/kl.py``. Below
-it stand top-level definitions of that file (def, class, constant). An author writes stubs, such as
-``def kl_estimate(): ...``; the names are read from the cell and the text is taken from the package:
+A definition cell is a code cell whose first line is a comment that names a file, such
+as `# minillama/kl.py`. Below it stand top-level definitions of that file (def, class,
+constant). An author writes stubs, such as `def kl_estimate(): ...`; the names are read
+from the cell and the text is taken from the package:
 
     python -m minillama.course.sync            # rewrite what differs
-    python -m minillama.course.sync --check    # change nothing; exit 1 and name what differs
+    python -m minillama.course.sync --check    # change nothing; exit 1 and name it
 
-Only the source of such cells is ever touched, never outputs, ids or other cells. Left out: definitions inside
-of other definitions, and any way to go from a cell back to the package.
+Only the source of such cells is ever touched, never outputs, ids or other cells. Left
+out: definitions inside of other definitions, and any way from a cell back to the
+package.
 """
 
 import argparse
@@ -28,15 +30,15 @@ HEADER = re.compile(r"# (minillama/[\w/]+\.py)")
 
 @dataclass(frozen=True)
 class DefinitionCell:
-    """Where a definition cell stands (index among all cells), the file it quotes, what it defines."""
+    """One definition cell of a notebook."""
 
-    index: int
-    file: str
-    names: tuple[str, ...]
+    index: int  # It is this one among all cells of the notebook.
+    file: str  # It quotes this file.
+    names: tuple[str, ...]  # It defines these names, in this order.
 
 
 def names_of(statement):
-    """The names that a top-level statement defines, () if it is no definition."""
+    """Return the names that a top-level statement defines, () if it defines none."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return (statement.name,)
     if not isinstance(statement, ast.Assign | ast.AnnAssign):
@@ -53,10 +55,11 @@ def names_of(statement):
 
 
 def definitions(source):
-    """Map each name that ``source`` defines at top level to (its text, whether it is a constant).
+    """Map each name that `source` defines at top level to its text.
 
-    The text runs over whole lines and includes decorators and the comment lines directly above.
-    Raises ValueError if a name is defined twice, SyntaxError if ``source`` does not parse.
+    The values are pairs (text, is it a constant?). The text runs over whole lines and
+    includes decorators and the comment lines directly above. Raises ValueError if a
+    name is defined twice, SyntaxError if `source` does not parse.
     """
     lines, found = source.split("\n"), {}
     for statement in ast.parse(source).body:
@@ -78,7 +81,7 @@ def definitions(source):
 
 
 def cell_header(cell):
-    """The file that a definition cell names in its first line, None for every other cell."""
+    """Return the file that a definition cell names, None for every other cell."""
     match = HEADER.fullmatch(cell["source"].split("\n", 1)[0].rstrip())
     return match[1] if match and cell["cell_type"] == "code" else None
 
@@ -86,7 +89,8 @@ def cell_header(cell):
 def definition_cells(notebook):
     """List the `DefinitionCell`s of a notebook (as nbformat reads it), in order.
 
-    Raises ValueError if a definition cell does not parse, defines nothing, or holds anything but definitions.
+    Raises ValueError if a definition cell does not parse, defines nothing, or holds
+    anything but definitions.
     """
     cells = []
     for index, cell in enumerate(notebook["cells"]):
@@ -114,10 +118,11 @@ def definition_cells(notebook):
 
 
 def expected_source(cell, project=PROJECT):
-    """The source that a `DefinitionCell` must have: its header and the package's text of its names.
+    """Return the source that a `DefinitionCell` must have.
 
-    Two blank lines separate definitions, none separate one constant from the next.
-    Raises ValueError for a file or a name that the package does not have.
+    It is the cell's header and the package's text of its names. Two blank lines
+    separate definitions, none separate one constant from the next. Raises ValueError
+    for a file or a name that the package does not have.
     """
     path = project / cell.file
     if not path.is_file():
@@ -128,9 +133,8 @@ def expected_source(cell, project=PROJECT):
             raise ValueError(
                 f"cell {cell.index}: {cell.file} defines no {name} at top level"
             )
-    pieces = list(
-        dict.fromkeys(package[name] for name in cell.names)
-    )  # `a, b = …` is one piece, not two
+    # `a, b = …` is one piece, not two.
+    pieces = list(dict.fromkeys(package[name] for name in cell.names))
     source = f"# {cell.file}\n{pieces[0][0]}"
     for (_, follows_constant), (text, is_constant) in pairwise(pieces):
         source += ("\n" if follows_constant and is_constant else "\n\n\n") + text
@@ -138,7 +142,10 @@ def expected_source(cell, project=PROJECT):
 
 
 def differing(source, cell, project=PROJECT):
-    """The names in a cell's ``source`` that differ from the package; [] if it is as `sync` writes it."""
+    """List the names in a cell's `source` that differ from the package.
+
+    The list is empty if the source is as `sync` writes it.
+    """
     expected = expected_source(cell, project)
     if source == expected:
         return []
@@ -147,9 +154,10 @@ def differing(source, cell, project=PROJECT):
 
 
 def sync(path, check=False, project=PROJECT):
-    """Bring the definition cells of the notebook at ``path`` up to date; returns one line per differing cell.
+    """Bring a notebook's definition cells up to date; return a line per difference.
 
-    With check=True the file is left alone. It is written as Jupyter writes it, and only if something differs.
+    With check=True the file at `path` is left alone. It is written as Jupyter writes
+    it, and only if something differs.
     """
     notebook, report = nbformat.read(path, as_version=4), []
     for cell in definition_cells(notebook):
@@ -165,7 +173,10 @@ def sync(path, check=False, project=PROJECT):
 
 
 def taught(folder=NOTEBOOKS):
-    """Map each name in a definition cell to the list of notebooks (stems) that define it, once per cell."""
+    """Map each name in a definition cell to the notebooks that define it.
+
+    They are given by their stems, once per cell.
+    """
     found = {}
     for path in sorted(Path(folder).glob("*.ipynb")):
         for cell in definition_cells(nbformat.read(path, as_version=4)):
@@ -175,7 +186,10 @@ def taught(folder=NOTEBOOKS):
 
 
 def main(arguments=None, project=PROJECT):
-    """The command line; returns the exit status, 1 if --check found a difference or a cell is in error."""
+    """Run the command line; return the exit status.
+
+    It is 1 if --check found a difference, or if a cell is in error.
+    """
     description = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser(
         prog="python -m minillama.course.sync", description=description

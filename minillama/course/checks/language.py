@@ -1,0 +1,929 @@
+"""Checks of lessons 01 to 06: tokens, the model, sampling, training on text."""
+
+import dataclasses
+import math
+
+import torch
+
+from minillama import model
+from minillama.course.checks.case import (
+    check,
+    error_of,
+    row,
+    tiny_config,
+    tiny_llama,
+    tiny_tokenizer,
+)
+from minillama.data import Example
+
+# ---------------------------------------------------------------------------- 01 tokens
+
+
+@check
+def train_tokenizer(f):
+    """Check `train_tokenizer(texts, vocab_size)`."""
+    trained = f(["abbabb ab"] * 20, 267)
+    yield (
+        "6 symbols, 256 bytes, 3 characters, 2 merges",
+        trained.vocab_size,
+        267,
+        "vocab_size counts every id",
+    )
+    yield (
+        "the symbols come first, in this order",
+        trained.tokens(range(6)),
+        ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]"],
+        "give SentencePiece the six ids",
+    )
+    yield (
+        "the most frequent pair is merged first",
+        trained.tokens([262, 263]),
+        ["ab", "abb"],
+        "model_type is bpe",
+    )
+    for text in (" two  spaces ", "ab☺", "日本", "ﬁ\nＡ"):
+        yield (
+            f"{text!r} comes back as it was",
+            trained.decode(trained.encode(text)),
+            text,
+            (
+                "identity normalisation, no dummy prefix, byte fallback, and no space "
+                "removed"
+            ),
+        )
+    yield (
+        "262 leaves no room",
+        error_of(lambda: f(["ab"], 262)),
+        ValueError,
+        "6 symbols and 256 bytes",
+    )
+
+
+@check
+def encode_prompt(f):
+    """Check `encode_prompt(tokenizer, prompt)`."""
+    tiny = tiny_tokenizer()
+    ab, space = tiny.encode("ab"), tiny.encode(" ")
+    yield (
+        "<s> [INST] ab [/INST]",
+        f(tiny, "ab"),
+        [1, 4, *space, *ab, 5],
+        "ids 1, 4 and 5 around the pieces of ' ab'",
+    )
+    spelled = f(tiny, "ab [/INST]")
+    yield (
+        "a prompt that spells a symbol cannot end itself",
+        spelled.count(5),
+        1,
+        "encode the text by itself, as text",
+    )
+    yield (
+        "the text comes back",
+        tiny.decode(spelled),
+        " ab [/INST]",
+        "no piece may be lost",
+    )
+    yield (
+        "an empty prompt is a prompt",
+        f(tiny, ""),
+        [1, 4, *space, 5],
+        "the space stays",
+    )
+    yield (
+        "no end-of-sequence id",
+        2 in f(tiny, "ab"),
+        False,
+        "the model is to go on from here",
+    )
+
+
+@check
+def encode_response(f):
+    """Check `encode_response(tokenizer, response)`."""
+    tiny = tiny_tokenizer()
+    ab, space = tiny.encode("ab"), tiny.encode(" ")
+    yield ("ab </s>", f(tiny, "ab"), [*space, *ab, 2], "the pieces of ' ab', then id 2")
+    yield (
+        "a response that spells </s> goes on",
+        f(tiny, "ab </s> ab").count(2),
+        1,
+        "encode the text by itself, as text",
+    )
+    yield (
+        "an empty response ends at once",
+        f(tiny, ""),
+        [*space, 2],
+        "the space stays",
+    )
+
+
+@check
+def decode_response(f):
+    """Check `decode_response(tokenizer, ids)`."""
+    tiny = tiny_tokenizer()
+    ids = [*tiny.encode(" ab b"), 2]
+    yield (
+        "the text without its opening space",
+        f(tiny, ids),
+        "ab b",
+        "encode_response put one space before it",
+    )
+    yield (
+        "what follows the end does not count",
+        f(tiny, [*ids, *tiny.encode("bbb"), 2, 3]),
+        "ab b",
+        "cut at the first id 2",
+    )
+    yield (
+        "a response that was cut off",
+        f(tiny, ids[:-1]),
+        "ab b",
+        "there may be no id 2",
+    )
+    yield (
+        "one space only",
+        f(tiny, [*tiny.encode("  ab"), 2]),
+        " ab",
+        "remove one, not all",
+    )
+    yield (
+        "a tensor of ids",
+        f(tiny, torch.tensor(ids)),
+        "ab b",
+        "turn each id into an int",
+    )
+
+
+# ---------------------------------------------------------------------------- 02 blocks
+
+
+@check
+def rms_norm(f):
+    """Check `RMSNorm(dim, eps)`, the class."""
+    norm = f(2, eps=1e-5)
+    yield (
+        "(3, 4) by hand",
+        norm(torch.tensor([[3.0, 4.0]])),
+        torch.tensor([[0.8485, 1.1314]]),
+        "divide by sqrt(25 / 2)",
+    )
+    yield (
+        "no mean is subtracted",
+        norm(torch.tensor([[5.0, 5.0]])),
+        torch.ones(1, 2),
+        "LayerNorm would give 0",
+    )
+    yield (
+        "eps stands under the root",
+        f(1, eps=9.0)(torch.tensor([[4.0]])),
+        torch.tensor([[0.8]]),
+        "4 / sqrt(16 + 9)",
+    )
+    yield (
+        "each position by itself",
+        norm(torch.tensor([[[3.0, 4.0]], [[30.0, 40.0]]])),
+        torch.tensor([[[0.8485, 1.1314]]] * 2),
+        "the mean runs over the last dimension",
+    )
+    yield (
+        "float16 neither overflows nor changes",
+        norm.half()(torch.tensor([[300.0, 400.0]], dtype=torch.float16)),
+        torch.tensor([[0.8486, 1.1318]], dtype=torch.float16),
+        "300^2 exceeds float16; square in float32, convert back",
+    )
+    norm = f(2)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, -1.0]))
+    yield (
+        "one learned weight a feature, 1 at the start",
+        norm(torch.tensor([[3.0, 4.0]])),
+        torch.tensor([[1.6971, -1.1314]]),
+        "multiply by self.weight at the end",
+    )
+
+
+@check
+def rope_cos_sin(f):
+    """Check `rope_cos_sin(positions, head_dim, theta)`."""
+    # frequencies 1 and 100^(-1/2)
+    cos, sin = f(torch.tensor([[0, 1, 30]]), 4, theta=100.0)
+    yield (
+        "shape, with room for the heads",
+        tuple(cos.shape),
+        (1, 3, 1, 2),
+        "(B, T, 1, E / 2)",
+    )
+    angles = torch.tensor([[0.0, 0.0], [1.0, 0.1], [30.0, 3.0]])[None, :, None]
+    yield (
+        "cosines by hand",
+        cos,
+        angles.cos(),
+        "angle = position * theta^(-2i / E), so 1 and 0.1 radians per position",
+    )
+    yield ("sines by hand", sin, angles.sin(), "the same angles")
+    yield (
+        "position 0 does not turn",
+        sin[0, 0],
+        torch.zeros(1, 2),
+        "positions count from 0",
+    )
+
+
+@check
+def rotate(f):
+    """Check `rotate(x, cos, sin)`."""
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
+    quarter = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 1, 2)
+    yield (
+        "the pair (1, 3) turns by 90 degrees, (2, 4) not at all",
+        f(x, *quarter),
+        torch.tensor([-3.0, 2.0, 1.0, 4.0]).view(1, 1, 1, 4),
+        "(a cos - b sin, b cos + a sin), a and b half a head apart",
+    )
+    angle = torch.tensor([0.7, -2.0]).view(1, 1, 1, 2)
+    turned = f(x, angle.cos(), angle.sin())
+    yield ("lengths stay", turned.norm(), x.norm(), "a rotation changes no length")
+    yield (
+        "back again",
+        f(turned, angle.cos(), -angle.sin()),
+        x,
+        "the opposite angle undoes it",
+    )
+    yield (
+        "angles add up",
+        f(turned, angle.cos(), angle.sin()),
+        f(x, (2 * angle).cos(), (2 * angle).sin()),
+        "both parts of the pair use the old values",
+    )
+
+
+@check
+def feed_forward(f):
+    """Check `FeedForward(config)`, the class."""
+    config = tiny_config(dim=2, n_heads=1, ffn_dim=1)
+    network = f(config)
+    yield (
+        "three matrices and no bias",
+        {name: tuple(p.shape) for name, p in network.named_parameters()},
+        {
+            "gate_proj.weight": (1, 2),
+            "up_proj.weight": (1, 2),
+            "down_proj.weight": (2, 1),
+        },
+        "Hugging Face's names",
+    )
+    with torch.no_grad():
+        for layer, weight in (
+            (network.gate_proj, [[1.0, 0.0]]),
+            (network.up_proj, [[0.0, 1.0]]),
+            (network.down_proj, [[1.0], [10.0]]),
+        ):
+            layer.weight.copy_(torch.tensor(weight))
+    x = torch.tensor([[[1.0, 2.0], [-1.0, 2.0]]])
+    # silu(1) = .7311, silu(-1) = -.2689
+    by_hand = torch.tensor([[[1.4621, 14.6212], [-0.5379, -5.3788]]])
+    yield (
+        "down(silu(gate(x)) * up(x)) by hand",
+        network(x),
+        by_hand,
+        "silu(1) * 2 = 1.4621; only the gate goes through silu",
+    )
+
+
+# ------------------------------------------------------------------------- 03 attention
+
+
+@check
+def token_positions(f):
+    """Check `token_positions(mask)`."""
+    mask = torch.tensor(
+        [[True] * 4, [False, False, True, True], [True, True, False, False]]
+    )
+    yield (
+        "no padding, left padding, right padding",
+        f(mask),
+        torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1], [0, 1, 1, 1]]),
+        "count the real tokens so far, from 0",
+    )
+
+
+@check
+def attention_bias(f):
+    """Check `attention_bias(key_mask, n_queries)`."""
+    mask = torch.tensor([[True, True, True], [False, True, True], [True, True, False]])
+    allowed = torch.tensor(
+        [
+            [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
+            [[1, 0, 0], [0, 1, 0], [0, 1, 1]],
+            [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
+        ]
+    )
+    bias = f(mask, 3)
+    yield (
+        "shape",
+        tuple(bias.shape),
+        (3, 1, 1, 3, 3),
+        "(B, 1, 1, T, S): one for all heads",
+    )
+    yield (
+        "causal, real tokens, and always itself",
+        (bias[:, 0, 0] == 0).int(),
+        allowed.int(),
+        "key <= query and key real, or key == query",
+    )
+    yield (
+        "elsewhere -inf",
+        (bias[:, 0, 0] == -math.inf).int(),
+        1 - allowed.int(),
+        "softmax makes it exactly 0",
+    )
+    yield (
+        "one new token sees all that is cached",
+        f(mask, 1)[:, 0, 0] == 0,
+        torch.tensor(
+            [[[True, True, True]], [[False, True, True]], [[True, True, True]]]
+        ),
+        "the queries are the last n_queries positions",
+    )
+
+
+@check
+def attend(f):
+    """Check `attend(queries, keys, values, bias)`."""
+    queries = torch.tensor([2.0, 0, 0, 0]).view(1, 1, 1, 4)
+    keys = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]).view(1, 1, 2, 4)
+    values = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]).view(1, 1, 2, 4)
+    yield (
+        "one query by hand",
+        f(queries, keys, values, torch.zeros(1, 1, 1, 1, 2)),
+        torch.tensor([0.7311, 0.2689, 0, 0]).view(1, 1, 4),
+        "scores 2 / sqrt(4) = 1 and 0; softmax gives e / (e + 1)",
+    )
+    yield (
+        "a bias of -inf hides a key",
+        f(queries, keys, values, torch.tensor([-math.inf, 0]).view(1, 1, 1, 1, 2)),
+        torch.tensor([0, 1.0, 0, 0]).view(1, 1, 4),
+        "add the bias before the softmax",
+    )
+    numbers = torch.Generator().manual_seed(0)
+    queries, keys, values = (
+        torch.randn(shape, generator=numbers)
+        for shape in ((2, 3, 4, 2), (2, 2, 5, 2), (2, 2, 5, 2))
+    )
+    bias = torch.zeros(2, 1, 1, 3, 5)
+    bias[0, ..., 4], bias[1, ..., 0, 1:] = -math.inf, -math.inf
+    by_loop = torch.empty(2, 3, 8)
+    for b in range(2):
+        for t in range(3):
+            for h in range(4):  # heads 0, 1 share key/value head 0
+                scores = torch.stack(
+                    [queries[b, t, h] @ key for key in keys[b, h // 2]]
+                ) / math.sqrt(2)
+                by_loop[b, t, 2 * h : 2 * h + 2] = (
+                    torch.softmax(scores + bias[b, 0, 0, t], 0) @ values[b, h // 2]
+                )
+    yield (
+        "four query heads on two key/value heads, by a loop",
+        f(queries, keys, values, bias),
+        by_loop,
+        (
+            "query head h uses key/value head h // 2; heads come out side by side, "
+            "head 0 first"
+        ),
+    )
+
+
+@check
+def kv_cache(f):
+    """Check `KVCache(config, batch_size, capacity)`, the class."""
+    config = tiny_config(dim=2, n_layers=2, n_heads=1)
+    cache = f(config, 2, 5)
+    positions, mask = cache.extend(torch.tensor([[True] * 3, [False, True, True]]))
+    yield (
+        "positions count real tokens",
+        positions,
+        torch.tensor([[0, 1, 2], [0, 0, 1]]),
+        "padding shifts nothing",
+    )
+    first = torch.arange(12.0).view(2, 1, 3, 2)
+    keys, values = cache.store(0, first, -first)
+    yield (
+        "the first tokens come back",
+        torch.stack((keys, values)),
+        torch.stack((first, -first)),
+        "slots 0 .. length - 1",
+    )
+    cache.store(1, first + 50, first)
+    positions, mask = cache.extend(torch.ones(2, 1, dtype=torch.bool))
+    yield (
+        "the next token follows on in each row",
+        positions,
+        torch.tensor([[3], [2]]),
+        "add what was counted before",
+    )
+    yield (
+        "the mask remembers padding",
+        mask,
+        torch.tensor([[True] * 4, [False, True, True, True]]),
+        "keep every mask",
+    )
+    new = torch.full((2, 1, 1, 2), 9.0)
+    yield (
+        "new keys follow the old ones, in their own layer",
+        cache.store(0, new, new)[0],
+        torch.cat((first, new), 2),
+        "one row of slots per layer; write at the end",
+    )
+    yield (
+        "keys that need gradients are refused",
+        error_of(lambda: cache.store(0, new.requires_grad_(), new)),
+        RuntimeError,
+        "writing in place would break backward",
+    )
+
+
+@check
+def attention(f):
+    """Check `Attention(config, layer)`, the class."""
+    config = tiny_config(dim=8, n_heads=4, n_kv_heads=2)
+    torch.manual_seed(0)
+    layer, x = f(config), torch.randn(1, 5, 8)
+    yield (
+        "four matrices and no bias",
+        {name: tuple(p.shape) for name, p in layer.named_parameters()},
+        {
+            "q_proj.weight": (8, 8),
+            "k_proj.weight": (4, 8),
+            "v_proj.weight": (4, 8),
+            "o_proj.weight": (8, 8),
+        },
+        "keys and values have n_kv_heads * head_dim rows",
+    )
+
+    def look(x, start=0):
+        cos, sin = model.rope_cos_sin(torch.arange(start, start + x.shape[1])[None], 2)
+        mask = torch.ones(1, x.shape[1], dtype=torch.bool)
+        return layer(x, cos, sin, model.attention_bias(mask, x.shape[1]))
+
+    slopes = torch.autograd.functional.jacobian(look, x)[0, :, :, 0]
+    leak = slopes.abs().amax((1, 3)) > 0  # (T out, T in)
+    yield (
+        "each token depends on itself and its past, on nothing else",
+        leak,
+        torch.ones(5, 5).tril().bool(),
+        "pass the bias to the scores",
+    )
+    yield (
+        "where a text starts changes nothing",
+        look(x, start=3),
+        look(x),
+        "turn queries and keys alike",
+    )
+    yield (
+        "but order does",
+        torch.allclose(look(x)[0, 4], look(x[:, [1, 0, 2, 3, 4]])[0, 4], atol=1e-3),
+        False,
+        "turn queries and keys by their positions",
+    )
+    with torch.no_grad():
+        layer.o_proj.weight.zero_()
+    yield (
+        "the mixed values go through o_proj",
+        look(x),
+        torch.zeros(1, 5, 8),
+        "o_proj comes last",
+    )
+
+
+# ----------------------------------------------------------------------------- 04 llama
+
+
+@check
+def block(f):
+    """Check `Block(config, layer)`, the class."""
+    config = tiny_config(dim=8, ffn_dim=4)
+    torch.manual_seed(0)
+    layer, x, bias = f(config), torch.randn(1, 3, 8), torch.zeros(1, 1, 1, 3, 3)
+    cos, sin = torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2)
+    middle = x + layer.self_attn(layer.input_layernorm(x), cos, sin, bias)
+    by_hand = middle + layer.mlp(layer.post_attention_layernorm(middle))
+    yield (
+        "two residual steps, each normed first",
+        layer(x, cos, sin, bias),
+        by_hand,
+        "x + attention(norm(x)), then x + mlp(norm(x)) on the new x",
+    )
+    with torch.no_grad():
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    yield (
+        "with both outputs at 0 nothing changes",
+        layer(x, cos, sin, bias),
+        x,
+        "the residual stream is not normed itself",
+    )
+    yield (
+        "parameters of a block",
+        sum(p.numel() for p in layer.parameters()),
+        64 + 32 + 32 + 64 + 3 * 32 + 16,
+        "four projections, three of the feed-forward network, two norms",
+    )
+
+
+@check
+def llama(f):
+    """Check `Llama(config, generator)`, the class."""
+    config = tiny_config(
+        vocab_size=50, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48
+    )
+    network = f(config, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    logits = network(ids)
+    yield ("logits for each position", tuple(logits.shape), (1, 5, 50), "(B, T, V)")
+    yield (
+        "a new model guesses blindly",
+        (logits.log_softmax(-1) + math.log(50)).abs().max().item() < 1,
+        True,
+        (
+            "weights of std 0.02 give logits near 0, so every token is about as "
+            "likely, 1 in 50"
+        ),
+    )
+    wide = network.embed_tokens.weight.std().item()
+    back = network.layers[1].mlp.down_proj.weight.std().item()
+    yield (
+        "projections back into the stream start smaller",
+        1.8 < wide / back < 2.2,
+        True,
+        "0.02 / sqrt(2 n_layers)",
+    )
+    yield (
+        "the same generator gives the same weights",
+        f(config, generator=torch.Generator().manual_seed(0)).lm_head.weight,
+        network.lm_head.weight,
+        "use the generator",
+    )
+    changed = network(torch.tensor([[3, 1, 4, 1, 9]]))
+    yield (
+        "the past does not see the future",
+        changed[:, :4],
+        logits[:, :4],
+        "pass the bias on",
+    )
+    mask = torch.tensor([[False, False] + [True] * 5, [True] * 5 + [False, False]])
+    padded = network(torch.tensor([[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0]]), mask)
+    yield (
+        "padding on either side changes nothing",
+        torch.stack((padded[0, 2:], padded[1, :5])),
+        torch.cat((logits, logits)),
+        "positions and bias both come from the mask",
+    )
+    tied = f(dataclasses.replace(config, tie_embeddings=True))
+    yield (
+        "tied embeddings are one table",
+        tied.lm_head.weight is tied.embed_tokens.weight,
+        True,
+        "assign the parameter",
+    )
+    yield (
+        "an id outside the vocabulary is refused",
+        error_of(lambda: network(ids + 50)),
+        IndexError,
+        "look at ids before the embedding does",
+    )
+
+
+@check
+def sample(f):
+    """Check `sample(probs, uniforms)`."""
+    probs = torch.tensor([[0.1, 0.2, 0.7]]).expand(5, 3)
+    yield (
+        "by hand",
+        f(probs, torch.tensor([0.0, 0.05, 0.11, 0.299, 0.31])),
+        torch.tensor([0, 0, 1, 1, 2]),
+        "the cumulative sums are .1, .3, 1: the first that exceeds the number",
+    )
+    yield (
+        "probabilities need not sum to 1",
+        f(torch.tensor([[1.0, 3.0]]).expand(2, 2), torch.tensor([0.2, 0.3])),
+        torch.tensor([0, 1]),
+        "scale the number by the total",
+    )
+    yield (
+        "what has probability 0 is never drawn",
+        f(
+            torch.tensor([[0.0, 1.0, 0.0]]).expand(2, 3),
+            torch.tensor([0.0, 1 - 2**-24]),
+        ),
+        torch.tensor([1, 1]),
+        "exceed, not reach; and look at probs > 0",
+    )
+    even = (torch.arange(1000) + 0.5) / 1000
+    counts = torch.bincount(
+        f(torch.tensor([[0.1, 0.2, 0.7]]).expand(1000, 3), even), minlength=3
+    )
+    yield (
+        "1000 even numbers give the probabilities",
+        counts.float() / 1000,
+        torch.tensor([0.1, 0.2, 0.7]),
+        "an exact draw",
+    )
+
+
+@check
+def top_p_filter(f):
+    """Check `top_p_filter(probs, top_p)`."""
+    probs = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
+    yield (
+        "0.7 needs two tokens",
+        f(probs, 0.7),
+        torch.tensor([[0.0, 0.5, 0.0, 0.3]]),
+        (
+            "keep a token if those before it sum to less than top_p: the one that "
+            "crosses it stays"
+        ),
+    )
+    yield (
+        "0.9 needs three",
+        f(probs, 0.9),
+        torch.tensor([[0.15, 0.5, 0.0, 0.3]]),
+        "put them back in their places",
+    )
+    yield (
+        "one token is always left",
+        f(probs, 0.01),
+        torch.tensor([[0.0, 0.5, 0.0, 0.0]]),
+        "before the first stands 0",
+    )
+    yield ("1 keeps all", f(probs, 1.0), probs, "nothing is cut")
+    yield (
+        "rows by themselves",
+        f(torch.cat((probs, probs.flip(1))), 0.6),
+        torch.tensor([[0.0, 0.5, 0.0, 0.3], [0.3, 0.0, 0.5, 0.0]]),
+        "sort along the last dimension",
+    )
+
+
+@check
+def pick(f):
+    """Check `pick(logits, uniforms, temperature, top_p)`."""
+    # probabilities .01, .09, .9
+    logits, half = (torch.log(torch.tensor([[1.0, 9.0, 90.0]])), torch.tensor([0.05]))
+
+    def answer(*arguments):
+        token, logprob = f(logits, half, *arguments)
+        return torch.stack((token.double(), logprob.double().exp()))
+
+    yield (
+        "greedy",
+        answer(0, 1.0),
+        torch.tensor([[2.0], [0.9]]),
+        "temperature 0 takes the most probable token",
+    )
+    yield (
+        "temperature 1",
+        answer(1.0, 1.0),
+        torch.tensor([[1.0], [0.09]]),
+        "0.05 falls between .01 and .1",
+    )
+    flat = torch.tensor([1.0, 3.0, math.sqrt(90)])
+    yield (
+        "temperature 2",
+        answer(2.0, 1.0),
+        torch.tensor([[0.0], [(flat / flat.sum())[0]]]),
+        "divide the logits by it",
+    )
+    yield (
+        "top-p changes the draw, not the logprob",
+        answer(1.0, 0.9),
+        torch.tensor([[2.0], [0.9]]),
+        "the logprob is that of the whole distribution",
+    )
+
+
+@check
+def generate(f):
+    """Check `generate(model, prompts, max_new_tokens, ...)`."""
+    network = tiny_llama()
+    prompts = [[1, 5, 7, 9], [1, 6]]
+    rollout = f(network, prompts, 6, temperature=0, eos_id=None)
+    for i, prompt in enumerate(prompts):
+        ids = list(prompt)
+        for _ in range(6):  # no cache, no batch
+            ids.append(network(torch.tensor([ids]))[0, -1].argmax().item())
+        yield (
+            f"greedy, prompt {i}, as one token at a time",
+            rollout.ids[i][rollout.mask[i]].tolist(),
+            ids,
+            "pad on the left, and give the mask to the model",
+        )
+        logprobs = torch.log_softmax(network(torch.tensor([ids]))[0], -1)
+        expected = torch.stack(
+            [logprobs[t - 1, ids[t]] for t in range(len(prompt), len(ids))]
+        )
+        yield (
+            f"log-probabilities, prompt {i}",
+            rollout.logprobs[i][rollout.response_mask[i]],
+            expected,
+            "of each token given what precedes it",
+        )
+    last = rollout.ids[0, -6:].tolist()
+    stop = last[2]
+    ended = f(network, prompts[:1], 6, temperature=0, eos_id=stop)
+    yield (
+        "the end token ends the response and belongs to it",
+        ended.ids[0][ended.response_mask[0]].tolist(),
+        last[: last.index(stop) + 1],
+        "keep it, then stop",
+    )
+    drawn = [
+        f(network, prompts, 6, generator=torch.Generator().manual_seed(3)).ids
+        for _ in range(2)
+    ]
+    yield (
+        "the same generator, the same text",
+        drawn[0],
+        drawn[1],
+        "draw from the generator that was given",
+    )
+    yield (
+        "a prompt too long is refused",
+        error_of(lambda: f(network, prompts, 15)),
+        ValueError,
+        "max_seq_len is 16",
+    )
+
+
+# -------------------------------------------------------------------------- 05 pretrain
+
+
+@check
+def token_logprobs(f):
+    """Check `token_logprobs(logits, ids)`."""
+    logits = torch.log(
+        torch.tensor([[[0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.9, 0.05, 0.05]]])
+    )
+    yield (
+        "by hand: ln .7 and ln .3",
+        f(logits, torch.tensor([[0, 2, 1]])),
+        row(0.0, math.log(0.7), math.log(0.3)),
+        "the logits at t predict the token at t + 1; entry 0 is 0",
+    )
+    yield (
+        "logits need not be normalised",
+        f(logits + 5, torch.tensor([[0, 2, 1]])),
+        row(0.0, math.log(0.7), math.log(0.3)),
+        "log_softmax over the vocabulary",
+    )
+
+
+@check
+def lm_loss(f):
+    """Check `lm_loss(logits, ids, loss_mask)`."""
+    logits = torch.log(torch.tensor([[0.25, 0.75]])).expand(2, 4, 2)
+    ids = torch.tensor([[0, 0, 1, 1], [1, 0, 0, 0]])
+    mask = torch.tensor([[False, True, True, True], [False, True, False, False]])
+    quarter, rest = -math.log(0.25), -math.log(0.75)
+    yield (
+        "mean over counted tokens",
+        f(logits, ids, mask),
+        torch.tensor((2 * quarter + 2 * rest) / 4),
+        "four tokens count; a mean of the two rows' means is another number",
+    )
+    only = torch.tensor([[False, False, True, False], [False] * 4])
+    yield (
+        "one token",
+        f(logits, ids, only),
+        torch.tensor(rest),
+        "what does not count has no share",
+    )
+    yield (
+        "a token in column 0 has no past",
+        error_of(lambda: f(logits, ids, torch.ones_like(mask))),
+        ValueError,
+        "refuse it",
+    )
+    yield (
+        "a mask of floats is refused",
+        error_of(lambda: f(logits, ids, mask.float())),
+        TypeError,
+        "look at its dtype",
+    )
+
+
+@check
+def warmup_cosine(f):
+    """Check `warmup_cosine(step, total_steps, warmup_steps)`."""
+    share = [f(step, 110, 10) for step in (0, 4, 9, 10, 60, 110)]
+    yield (
+        "up in a line, down along a cosine",
+        torch.tensor(share),
+        torch.tensor([0.1, 0.5, 1.0, 1.0, 0.5, 0.0]),
+        "(step + 1) / 10 first; then (1 + cos(pi * done)) / 2 with done = 0, 1/2, 1",
+    )
+    yield ("no warm-up", f(0, 10, 0), 1.0, "begin at the peak")
+    yield (
+        "a quarter of the way down",
+        round(f(35, 110, 10), 6),
+        0.853553,
+        "(1 + cos(pi / 4)) / 2, above a straight line",
+    )
+    yield (
+        "after the end it stays at 0",
+        round(f(300, 110, 10), 6),
+        0.0,
+        "done is at most 1",
+    )
+
+
+@check
+def stepper(f):
+    """Check `Stepper(model, lr, schedule, …, max_norm)`, the class."""
+    network = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    descent = f(network, 0.1, schedule=lambda step: (0.5, 1.0)[step], max_norm=1.0)
+    norm = descent.step((network.weight * torch.tensor([[3.0, -4.0]])).sum(), [0])
+    yield ("the norm before clipping", norm.detach(), torch.tensor(5.0), "sqrt(9 + 16)")
+    yield (
+        "Adam's first step is lr in each direction",
+        network.weight,
+        torch.tensor([[0.95, -0.95]]),
+        "lr times the schedule's share, 0.1 * 0.5, against the gradient's sign",
+    )
+    try:
+        descent.step(network.weight.sum() * math.nan, [7, 8])
+        message = "no error"
+    except FloatingPointError as error:
+        message = "step 1" in str(error) and "[7, 8]" in str(error)
+    yield (
+        "a loss that is not finite stops the run and names step and batch",
+        message,
+        True,
+        "require_finite",
+    )
+    yield (
+        "the last good weights are back",
+        network.weight,
+        torch.tensor([[1.0, -1.0]]),
+        "those of the last finite loss",
+    )
+
+
+# ------------------------------------------------------------------------------- 06 sft
+
+
+@check
+def dialogue_example(f):
+    """Check `dialogue_example(tokenizer, prompt, response, response_only)`."""
+    tiny = tiny_tokenizer()
+    space, ab, b = tiny.encode(" "), tiny.encode("ab"), tiny.encode("b")
+    whole = [1, 4, *space, *ab, 5, *space, *b, 2]
+    yield (
+        "the whole dialogue",
+        f(tiny, "ab", "b", False).ids,
+        whole,
+        "prompt ids, then response ids",
+    )
+    yield (
+        "all of it counts",
+        f(tiny, "ab", "b", False).loss_start,
+        1,
+        "the first token has no past",
+    )
+    yield (
+        "the response alone",
+        f(tiny, "ab", "b", True).loss_start,
+        whole.index(5) + 1,
+        "the loss starts after [/INST]",
+    )
+    yield (
+        "the end of sequence is in it",
+        f(tiny, "ab", "b", True).ids[-1],
+        2,
+        "else the model never learns to stop",
+    )
+
+
+@check
+def pad_examples(f):
+    """Check `pad_examples(examples)`."""
+    ids, mask, loss_mask = f([Example([7, 8, 9, 2], 2), Example([7, 2], 1)])
+    yield (
+        "ids, padded on the right with 3",
+        ids,
+        torch.tensor([[7, 8, 9, 2], [7, 2, 3, 3]]),
+        "PAD_ID is 3",
+    )
+    yield (
+        "mask",
+        mask,
+        torch.tensor([[True] * 4, [True, True, False, False]]),
+        "True = real token",
+    )
+    yield (
+        "what counts: from loss_start on, no padding",
+        loss_mask,
+        torch.tensor([[False, False, True, True], [False, True, False, False]]),
+        "real and at or after loss_start",
+    )

@@ -1,0 +1,936 @@
+"""Checks of lessons 15 to 20: whitening, KL, advantages, PPO, the best of n."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from minillama.course.checks.case import check, error_of, gradient, row, tiny_llama
+from minillama.exact import Responses
+from minillama.ppo import Experience, PPOSettings
+from minillama.reward_model import RewardModel, ValueModel
+
+# ---------------------------------------------------------------------------- 15 whiten
+
+
+@check
+def masked_mean(f):
+    """Check `masked_mean(values, mask)`."""
+    values = torch.tensor([[1.0, 2.0, 3.0], [9.0, 50.0, 70.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    yield (
+        "all entries count alike",
+        f(values, mask),
+        torch.tensor(3.75),  # (1 + 2 + 3 + 9) / 4
+        (
+            "divide the sum of what counts by how many count; a mean of the two row "
+            "means is 5.5"
+        ),
+    )
+    values[1, 2] = math.nan
+    yield (
+        "what does not count may be NaN",
+        f(values, mask),
+        torch.tensor(3.75),
+        "0 * NaN is NaN; index with the mask",
+    )
+    yield (
+        "the gradient is 1/n where it counts",
+        gradient(lambda v: f(v, mask), values),
+        torch.tensor([[0.25, 0.25, 0.25], [0.25, 0.0, 0.0]]),
+        "masked entries must not reach the result",
+    )
+    yield (
+        "a mask without a True entry is refused",
+        error_of(lambda: f(values, torch.zeros_like(mask))),
+        ValueError,
+        "the mean of nothing is 0/0",
+    )
+    yield (
+        "a mask of floats is refused",
+        error_of(lambda: f(values, mask.float())),
+        TypeError,
+        "compare mask.dtype",
+    )
+
+
+@check
+def logit(f):
+    """Check `logit(p, eps)`."""
+    yield (
+        "by hand, ln(p / (1 - p))",
+        f(torch.tensor([0.9, 0.5, 0.01])),
+        torch.tensor([2.1972, 0.0, -4.5951]),
+        "ln 9, ln 1, ln(1/99)",
+    )
+    scores = torch.linspace(-5, 5, 11)
+    yield (
+        "it undoes a sigmoid",
+        f(torch.sigmoid(scores)),
+        scores,
+        "solve p = 1 / (1 + exp(-x)) for x",
+    )
+    yield (
+        "0 and 1 stay finite",
+        f(torch.tensor([0.0, 1.0])),
+        torch.tensor([-13.8155, 13.8155]),
+        "clamp p to [eps, 1 - eps] with eps = 1e-6",
+    )
+    yield (
+        "eps can be changed",
+        f(torch.tensor([0.0, 1.0]), eps=0.1),
+        torch.tensor([-2.1972, 2.1972]),
+        "clamp with the eps that was given",
+    )
+    yield (
+        "half precision stays finite",
+        f(torch.ones(1, dtype=torch.float16)).isfinite().all().item(),
+        True,
+        "1 - 1e-6 is 1 in float16; clamp in float64",
+    )
+    yield (
+        "the dtype is kept",
+        f(torch.tensor([0.5], dtype=torch.bfloat16)).dtype,
+        torch.bfloat16,
+        "convert back at the end",
+    )
+    yield (
+        "1.5 is no probability",
+        error_of(lambda: f(torch.tensor([0.5, 1.5]))),
+        ValueError,
+        (
+            "refuse a value outside [0, 1], a linear score for example, before "
+            "clamping hides it"
+        ),
+    )
+
+
+@check
+def whiten(f):
+    """Check `whiten(values, mask, shift_mean)`."""
+    # (1, 2, 3, 4) - 2.5, over sqrt(5 / 3)
+    hand = torch.tensor([-1.1619, -0.3873, 0.3873, 1.1619])
+    four = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    yield (
+        "(1, 2, 3, 4) by hand",
+        f(four),
+        hand,
+        "the variance is unbiased, 5/3: divide by n - 1",
+    )
+    yield (
+        "one mean for all entries",
+        f(four.view(2, 2)),
+        hand.view(2, 2),
+        "not a mean per row or per column",
+    )
+    yield (
+        "shift_mean=False adds the mean back",
+        f(four, shift_mean=False),
+        hand + 2.5,
+        "the mean is 2.5",
+    )
+    padded = torch.tensor([99.0, 1.0, 2.0, 3.0, 4.0, -7.0])
+    mask = torch.tensor([False] + 4 * [True] + [False])
+    yield (
+        "padding does not count and becomes 0",
+        f(padded, mask),
+        F.pad(hand, (1, 1)),
+        "take mean and variance of the unmasked entries, and leave 0 elsewhere",
+    )
+    yield (
+        "equal values become 0",
+        f(torch.full((3,), 5.0)),
+        torch.zeros(3),
+        "rsqrt(var + 1e-8) keeps 0 * finite",
+    )
+    yield (
+        "scale and offset of the input disappear",
+        f(1000 + 50 * four),
+        hand,
+        "subtract the mean, then divide",
+    )
+    yield (
+        "one value is refused",
+        error_of(lambda: f(torch.tensor([3.0]))),
+        ValueError,
+        "one value has no variance; n - 1 is 0",
+    )
+
+
+# ------------------------------------------------------------------------- 16 kl reward
+
+
+def _three_tokens():
+    """Return policy (.1, .2, .7) and reference (.5, .3, .2), as logprobs (1, 3)."""
+    return row(0.1, 0.2, 0.7).log(), row(0.5, 0.3, 0.2).log()
+
+
+@check
+def exact_kl(f):
+    """Check `exact_kl(logits, ref_logits)`."""
+    policy, reference = (logprobs[None] for logprobs in _three_tokens())  # (1, 1, 3)
+    hand = torch.tensor([[0.634897]])  # .1 ln(.1/.5) + .2 ln(.2/.3) + .7 ln(.7/.2)
+    yield (
+        "(.1, .2, .7) against (.5, .3, .2)",
+        f(policy, reference),
+        hand,
+        "KL(policy || reference) weighs by the policy",
+    )
+    yield (
+        "equal distributions",
+        f(policy, policy),
+        torch.zeros(1, 1),
+        "every logratio is 0",
+    )
+    yield (
+        "logits need not be normalised",
+        f(policy + 3, reference - 2),
+        hand,
+        "log_softmax over the vocabulary",
+    )
+    yield (
+        "per position",
+        f(torch.cat((policy, reference), 1), torch.cat((reference, policy), 1)),
+        torch.tensor([[0.634897, 0.675806]]),
+        "sum over the vocabulary only, (B, T, V) -> (B, T)",
+    )
+    excluded = torch.tensor([[[0.0, 0.0, -math.inf]]])
+    yield (
+        "0 * log 0 is 0",
+        f(excluded, torch.zeros(1, 1, 3)),
+        torch.tensor([[math.log(1.5)]]),
+        "set the logratio to 0 where the policy has probability 0",
+    )
+    yield (
+        "different shapes are refused",
+        error_of(lambda: f(policy, reference[0, :, :1])),
+        ValueError,
+        "broadcasting would hide a mistake",
+    )
+
+
+@check
+def kl_estimate(f):
+    """Check `kl_estimate(logprobs, ref_logprobs, kind)`."""
+    policy, reference = row(0.5).log(), row(0.25).log()  # logratio = ln 2
+    yield (
+        "k1 is the default: ln(.5 / .25)",
+        f(policy, reference),
+        row(0.693147),
+        "log pi - log pi_ref, in this order",
+    )
+    yield (
+        "k2: (ln 2)^2 / 2",
+        f(policy, reference, "k2"),
+        row(0.240227),
+        "half the squared logratio",
+    )
+    yield (
+        "k3: 1/2 - 1 + ln 2",
+        f(policy, reference, "k3"),
+        row(0.193147),
+        "exp(-logratio) - 1 + logratio",
+    )
+    policy, reference = _three_tokens()
+    means = torch.stack(
+        [
+            (policy.exp() * f(policy, reference, kind)).sum()
+            for kind in ("k1", "k2", "k3")
+        ]
+    )
+    yield (
+        "mean over the policy's tokens",
+        means,
+        torch.tensor([0.634897, 0.695250, 0.634897]),
+        "k1 and k3 are unbiased for KL(policy || reference) = 0.6349, k2 is not",
+    )
+    yield (
+        "k3 is never negative",
+        (f(policy, reference, "k3") >= 0).all().item(),
+        True,
+        "its minimum is 0 at logratio 0",
+    )
+    slope = torch.stack(
+        [
+            gradient(lambda x, k=kind: f(x, torch.zeros(1, 1), k), row(-0.5))
+            for kind in ("k1", "k2", "k3")
+        ]
+    )
+    yield (
+        "slopes at logratio -0.5",
+        slope,
+        torch.tensor([1.0, -0.5, 1 - math.exp(0.5)]).view(3, 1, 1),
+        "gradients must flow through logprobs; lesson 16 compares them",
+    )
+    yield (
+        "different shapes are refused",
+        error_of(lambda: f(torch.zeros(2, 2), torch.zeros(2, 1))),
+        ValueError,
+        "(B, 1) would broadcast",
+    )
+    yield (
+        "an unknown kind is refused",
+        error_of(lambda: f(policy, reference, "k4")),
+        ValueError,
+        "name the three kinds",
+    )
+
+
+@check
+def kl_penalised_rewards(f):
+    """Check `kl_penalised_rewards(scores, logprobs, …, response_mask, beta)`."""
+    scores = torch.tensor([2.0, -1.0])
+    logprobs = torch.tensor([[9.0, -1.0, -2.0, 7.0], [9.0, 8.0, -0.5, -3.0]])
+    ref_logprobs = torch.tensor([[5.0, -1.5, -1.0, 3.0], [5.0, 5.0, -1.5, -1.0]])
+    mask = torch.tensor([[False, True, True, False], [False, False, True, True]])
+    # beta * .5, -1; 1, -2
+    hand = torch.tensor([[0.0, -0.05, 2.1, 0.0], [0.0, 0.0, -0.1, -0.8]])
+    rewards = f(scores, logprobs, ref_logprobs, mask, 0.1)
+    yield (
+        "two rows by hand",
+        rewards,
+        hand,
+        "-beta * (logprobs - ref_logprobs), the score once on the last response token",
+    )
+    yield (
+        "a row sums to score - beta * sum(k1)",
+        rewards.sum(1),
+        torch.tensor([2.05, -0.9]),
+        "the score counts once, whatever the length",
+    )
+    yield (
+        "beta = 0 leaves the score alone",
+        f(scores, logprobs, ref_logprobs, mask, 0.0),
+        torch.tensor([[0.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, -1.0]]),
+        "the last True of each row, not the last column",
+    )
+    garbage = torch.where(mask, logprobs, math.nan)
+    yield (
+        "nothing off the response counts",
+        f(scores, garbage, ref_logprobs, mask, 0.1),
+        hand,
+        "0 * NaN is NaN; choose with torch.where",
+    )
+    leaf = logprobs.clone().requires_grad_()
+    yield (
+        "a reward is data",
+        f(scores, leaf, ref_logprobs, mask, 0.1).requires_grad,
+        False,
+        "detach the result",
+    )
+    mask[0] = False
+    yield (
+        "a row without response token is refused",
+        error_of(lambda: f(scores, logprobs, ref_logprobs, mask, 0.1)),
+        ValueError,
+        "its score has no place to go",
+    )
+
+
+# ------------------------------------------------------------------------------- 17 gae
+
+
+@check
+def gae(f):
+    """Check `gae(rewards, values, response_mask, gamma, lam)`."""
+    last, full = row(0, 0, 0, 1), torch.ones(1, 4, dtype=torch.bool)
+    advantages, returns = f(last, last, full, gamma=0.9, lam=0.95)
+    yield (
+        "advantages by hand",
+        advantages,
+        row(0.657923, 0.7695, 0.9, 0.0),  # .855^2 * .9, .855 * .9, .9
+        "start at the last token, where the next value and the next advantage are 0",
+    )
+    yield (
+        "returns by hand",
+        returns,
+        row(0.657923, 0.7695, 0.9, 1.0),
+        "advantages + values",
+    )
+    rewards, values = row(1, -2, 0.5, 3), row(0.3, 0.7, -0.2, 0.4)
+    yield (
+        "lam = 0 looks one step ahead",
+        f(rewards, values, full, gamma=0.5, lam=0.0)[0],
+        row(1.05, -2.8, 0.9, 2.6),
+        "rewards[t] + gamma * values[t + 1] - values[t]",
+    )
+    yield (
+        "lam = 1 forgets the values: Monte-Carlo returns",
+        f(rewards, values, full, gamma=0.5, lam=1.0)[1],
+        row(0.5, -1.0, 2.0, 3.0),
+        "sum of gamma^k * rewards[t + k]",
+    )
+    mask = torch.tensor(
+        [
+            [False, True, True, True, True, False],
+            [False, False, False, True, True, True],
+        ]
+    )
+    padded = [
+        torch.full((2, 6), 50.0).masked_scatter(mask, torch.cat((row[0], row[0, 1:])))
+        for row in (rewards, values)
+    ]
+    got = torch.stack(f(*padded, mask, gamma=0.9, lam=0.8))  # (2, B, T)
+    alone = [
+        torch.stack(f(rewards[:, k:], values[:, k:], full[:, k:], gamma=0.9, lam=0.8))
+        for k in (0, 1)
+    ]
+    yield (
+        "padding changes nothing and holds 0",
+        got,
+        torch.cat((F.pad(alone[0], (1, 1)), F.pad(alone[1], (3, 0))), dim=1),
+        (
+            "zero rewards and values off the response before the loop, and the "
+            "advantages after it"
+        ),
+    )
+    leaf = values.clone().requires_grad_()
+    yield (
+        "both come detached",
+        [x.requires_grad for x in f(rewards, leaf, full)],
+        [False, False],
+        "a policy loss must not train the value model",
+    )
+    yield (
+        "a row without response token is refused",
+        error_of(lambda: f(rewards, values, ~full)),
+        ValueError,
+        "look at response_mask before the loop",
+    )
+
+
+@check
+def value_model(f):
+    """Check `ValueModel(reward_model)`, the class."""
+    reward_model = RewardModel(tiny_llama(), generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    model = f(reward_model)
+    yield (
+        "a new value model gives 0 everywhere",
+        model(ids),
+        torch.zeros(1, 5),
+        "start the head at zero",
+    )
+    with torch.no_grad():
+        model.value.weight.copy_(reward_model.score.weight)
+        alone = model(ids)  # (1, 5)
+        # (1, 4)
+        prefixes = torch.stack([reward_model(ids[:, :t]) for t in range(1, 5)], dim=1)
+        padded_ids = torch.tensor([[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0]])
+        padded_mask = torch.tensor([[False] * 2 + [True] * 5, [True] * 5 + [False] * 2])
+        padded = model(padded_ids, padded_mask)  # (2, 7)
+    yield (
+        "entry 0 has nothing before it",
+        alone[:, 0],
+        torch.zeros(1),
+        "shift by one, filling with 0",
+    )
+    yield (
+        "entry t is the score of the text before token t",
+        alone[:, 1:],
+        prefixes,
+        "start from the reward model's body; position t - 1 has read tokens 0 .. t - 1",
+    )
+    yield (
+        "left padding",
+        padded[:1],
+        F.pad(alone, (2, 0)),
+        "pass the mask on; the first real token has value 0",
+    )
+    yield (
+        "right padding",
+        padded[1:],
+        F.pad(alone, (0, 2)),
+        "0 on padding, also just after the last token",
+    )
+    model(ids).sum().backward()
+    yield (
+        "the reward model is not trained",
+        all(p.grad is None for p in reward_model.parameters()),
+        True,
+        "a deep copy of the body",
+    )
+
+
+@check
+def exact_values(f):
+    """Check `exact_values(logp, rewards, responses, gamma)`.
+
+    On three responses to the prompt [1]: 0 0, 2 and 0 2.
+    """
+    ids = torch.tensor([[1, 0, 0], [1, 2, 3], [1, 0, 2]])  # 2 ends a response, 3 pads
+    mask = torch.tensor([[True] * 3, [True, True, False], [True] * 3])
+    responses = Responses(ids, mask, mask & torch.tensor([False, True, True]))
+    logp = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+    rewards = torch.tensor(
+        [[50.0, 0.0, -1.0], [50.0, 1.0, 50.0], [50.0, 0.0, 2.0]], dtype=torch.float64
+    )
+    values, advantages = f(logp, rewards, responses)
+    # After the token 0: (0.2 * -1 + 0.3 * 2) / 0.5 = 0.8.
+    # After the prompt: 0.5 * 1 + 0.5 * 0.8 = 0.9.
+    yield (
+        "values by hand, 0 off the response",
+        values,
+        torch.tensor([[0, 0.9, 0.8], [0, 0.9, 0], [0, 0.9, 0.8]]),
+        (
+            "the mean return of all responses with the same tokens before t, each "
+            "weighted by its chance"
+        ),
+    )
+    yield (
+        "advantages by hand",
+        advantages,
+        torch.tensor([[0, -0.1, -1.8], [0, 0.1, 0], [0, -0.1, 1.2]]),
+        "rewards[t] + values[t + 1] - values[t], 0 off the response",
+    )
+    values, advantages = f(logp, rewards, responses, gamma=0.5)
+    yield (
+        "gamma halves what comes one token later",
+        torch.stack((values[0], advantages[0])),
+        torch.tensor([[0, 0.7, 0.8], [0, -0.3, -1.8]]),
+        "0.5 * 1 + 0.5 * (0.5 * 0.8) = 0.7; use gamma in both results",
+    )
+
+
+# -------------------------------------------------------------------------- 18 ppo loss
+
+
+@check
+def policy_loss(f):
+    """Check `policy_loss(logprobs, old_logprobs, advantages, …, clip_eps)`."""
+    one, zero = torch.tensor([[True]]), row(0)
+    cases = [(1, 1), (-1, 1), (0.1, 1), (1, -1), (-1, -1)]  # (logratio, advantage)
+    got = torch.stack(
+        [f(row(logratio), zero, row(advantage), one) for logratio, advantage in cases]
+    )
+    yield (
+        "the five cases at clip_eps 0.2",
+        got,
+        torch.tensor([-1.2, -0.3679, -1.1052, 2.7183, 0.8]),
+        (
+            "minus the smaller of ratio * A and clip(ratio) * A; with A < 0 the "
+            "smaller is the clipped one below 0.8 only"
+        ),
+    )
+    advantages = torch.tensor([[1.0, 2.0, 3.0], [-10.0, 50.0, 50.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    zeros = torch.zeros(2, 3)
+    yield (
+        "mean over all response tokens",
+        f(zeros, zeros, advantages, mask),
+        torch.tensor(1.0),  # -(1 + 2 + 3 - 10) / 4
+        "neither a mean of row means, 4, nor one that counts padding",
+    )
+    yield (
+        "at ratio 1 the gradient is -A / n",
+        gradient(lambda x: f(x, zeros, advantages, mask), zeros),
+        torch.tensor([[-0.25, -0.5, -0.75], [2.5, 0.0, 0.0]]),
+        "4 tokens count",
+    )
+    slopes = [
+        gradient(lambda x, a=a: f(x, zero, row(a), one), row(logratio)).item()
+        for logratio, a in cases
+    ]
+    yield (
+        "where the clipped term is the smaller, no gradient",
+        torch.tensor(slopes),
+        torch.tensor([0.0, -0.3679, -1.1052, 2.7183, 0.0]),
+        "torch.minimum passes the gradient to the smaller one",
+    )
+    far = torch.where(mask, 0.0, 500.0)
+    yield (
+        "padding reaches no gradient, even where exp overflows",
+        gradient(lambda x: f(x, zeros, advantages, mask), far).isfinite().all().item(),
+        True,
+        "0 * inf is NaN; set the logratio to 0 on padding",
+    )
+    yield (
+        "advantages are constants",
+        gradient(lambda a: f(zeros, zeros, a, mask), advantages),
+        zeros,
+        "detach them",
+    )
+    yield (
+        "old_logprobs are constants",
+        gradient(lambda x: f(zeros, x, advantages, mask), zeros),
+        zeros,
+        "detach them",
+    )
+    yield (
+        "different shapes are refused",
+        error_of(lambda: f(zeros, zeros, advantages[:, :1], mask)),
+        ValueError,
+        "(B, 1) would broadcast",
+    )
+
+
+@check
+def value_loss(f):
+    """Check `value_loss(values, old_values, returns, response_mask, clip_eps)`."""
+    one, target = torch.tensor([[True]]), row(3)
+
+    def loss(value):
+        return f(value, row(1), target, one, clip_eps=0.5)  # old value 1, return 3
+
+    yield (
+        "at the old value: (1 - 3)^2 / 2",
+        loss(row(1)),
+        torch.tensor(2.0),
+        "the factor 1/2",
+    )
+    yield (
+        "a big step to the return: (1.5 - 3)^2 / 2",
+        loss(row(3)),
+        torch.tensor(1.125),
+        "the larger of the clipped and the unclipped error",
+    )
+    yield (
+        "a big step away: (0 - 3)^2 / 2",
+        loss(row(0)),
+        torch.tensor(4.5),
+        "clip value - old_value, and take the larger",
+    )
+    slopes = torch.cat([gradient(loss, row(value)) for value in (1, 3, 0)])
+    yield (
+        "beyond the clipped step, no gradient",
+        slopes,
+        torch.tensor([[-2.0], [0.0], [-3.0]]),
+        "value - return, or 0",
+    )
+    values = torch.tensor([[1.0, 2.0, 3.0], [5.0, 70.0, 70.0]])
+    mask = torch.tensor([[True] * 3, [True, False, False]])
+    returns = torch.zeros(2, 3)
+    yield (
+        "mean over all response tokens",
+        f(values, values, returns, mask),
+        torch.tensor(4.875),  # (1+4+9+25)/4/2
+        "neither a mean of row means nor one that counts padding",
+    )
+    constants = gradient(
+        lambda x: f(values, x[0], x[1], mask), torch.stack((values, returns))
+    )
+    yield (
+        "old_values and returns are constants",
+        constants,
+        torch.zeros(2, 2, 3),
+        "detach them",
+    )
+    yield (
+        "different shapes are refused",
+        error_of(lambda: f(values, values, returns[:, :1], mask)),
+        ValueError,
+        "(B, 1) would broadcast",
+    )
+
+
+def _three_answers():
+    """Return logprobs and scores of three answers: of (.5, .3, .2), and (0, 1, 2)."""
+    probabilities = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    return probabilities.log(), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+
+
+@check
+def objective(f):
+    """Check `objective(logp, ref_logp, scores, beta)`."""
+    ref_logp, scores = _three_answers()
+    logp = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64).log()
+    yield (
+        "the reference pays no KL: its mean score, 0.3 + 0.4",
+        f(ref_logp, ref_logp, scores, 1.0),
+        torch.tensor(0.7),
+        "E[score] first",
+    )
+    yield (
+        "a policy that left it: 1.6 - 0.5 * 0.6349",
+        f(logp, ref_logp, scores, 0.5),
+        torch.tensor(1.28255),
+        "minus beta times the sum of p * (log p - log ref_p)",
+    )
+    yield (
+        "beta = 0: the mean score alone",
+        f(logp, ref_logp, scores, 0.0),
+        torch.tensor(1.6),
+        "beta multiplies the KL only",
+    )
+    yield (
+        "its slope at the reference is that of the mean score",
+        gradient(lambda x: f(x.log_softmax(0), ref_logp, scores, 1.0), ref_logp),
+        torch.tensor([-0.35, 0.09, 0.26]),
+        "the KL has its minimum there; nothing may be detached",
+    )
+
+
+@check
+def optimal_policy(f):
+    """Check `optimal_policy(ref_logp, scores, beta)`."""
+    ref_logp, scores = _three_answers()
+    best, height = f(ref_logp, scores, 1.0)
+    yield (
+        "weights .5, .3 e, .2 e^2, divided by their sum",
+        best.exp(),
+        torch.tensor([0.1790, 0.29194, 0.52906]),
+        ("pi_ref * exp(score / beta), normalised; log-probabilities go in and out"),
+    )
+    yield (
+        "J(pi*) = beta log Z = log 2.7933",
+        height,
+        torch.tensor(1.02722),
+        "the logarithm of the sum before it is divided out",
+    )
+    colder, height = f(ref_logp, scores, 0.5)
+    yield (
+        "half the beta: weights .5, .3 e^2, .2 e^4",
+        colder.exp(),
+        torch.tensor([0.03667, 0.16256, 0.80077]),
+        "the score is divided by beta",
+    )
+    yield (
+        "and half the log of their sum, 13.636",
+        height,
+        torch.tensor(1.30637),
+        "beta log Z, not log Z",
+    )
+    same, height = f(ref_logp, torch.full_like(scores, 3.0), 0.5)
+    yield (
+        "equal scores: nothing to gain, the reference stays",
+        same,
+        ref_logp,
+        "a constant drops out when normalised",
+    )
+    yield (
+        "and its objective is that score",
+        height,
+        torch.tensor(3.0),
+        "no KL is paid",
+    )
+    far, _ = f(ref_logp, 1000 * scores, 1.0)
+    yield (
+        "scores of 2000 do not overflow",
+        far.exp(),
+        torch.tensor([0.0, 0.0, 1.0]),
+        "use logsumexp",
+    )
+    yield (
+        "beta = 0 is refused",
+        error_of(lambda: f(ref_logp, scores, 0.0)),
+        ValueError,
+        "the optimum need not be unique",
+    )
+
+
+# ------------------------------------------------------------------------------- 19 ppo
+
+
+@check
+def response_logprobs(f):
+    """Check `response_logprobs(model, ids, mask, response_mask)`."""
+    model, zero = tiny_llama(), torch.zeros(1, 2)
+    text, mask = torch.tensor([[3, 1, 4, 1, 5]]), torch.ones(1, 5, dtype=torch.bool)
+    counted = torch.tensor([[False, False, True, True, True]])
+    table = torch.log_softmax(model(text), -1)[0]  # (5, V)
+    expected = torch.stack(
+        [table[t - 1, text[0, t]] if t >= 2 else table.new_zeros(()) for t in range(5)]
+    )[None]
+    yield (
+        "log p of a token stands where the token stands",
+        f(model, text, mask, counted),
+        expected,
+        "position t - 1 predicts token t; 0 where the response is not",
+    )
+    ids = torch.cat((F.pad(text, (2, 0)), F.pad(text, (0, 2))))
+    masks = [torch.cat((F.pad(x, (2, 0)), F.pad(x, (0, 2)))) for x in (mask, counted)]
+    yield (
+        "padding on either side changes nothing",
+        f(model, ids, *masks),
+        torch.cat((torch.cat((zero, expected), 1), torch.cat((expected, zero), 1))),
+        "pass the mask to the model",
+    )
+    got = f(model, text, mask, counted)
+    yield (
+        "they carry a gradient",
+        got.requires_grad,
+        True,
+        "PPO's loss climbs through them",
+    )
+
+
+class _Recorder:
+    """A `Stepper` that takes no step: it keeps the losses and whose they are."""
+
+    def __init__(self):
+        self.losses, self.rows = [], []
+
+    def step(self, loss, batch_ids):
+        self.losses.append(loss.item())
+        self.rows.append(list(batch_ids))
+
+
+def _four_answers(policy):
+    """Return an `Experience`: four answers of three tokens, advantages 1, 2, 3, 6."""
+    ids = torch.tensor([[1, 4, 5, 6], [1, 7, 8, 9], [1, 5, 4, 3], [1, 9, 9, 2]])
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    response_mask = torch.tensor([[False, True, True, True]]).expand(4, 4)
+    with torch.no_grad():
+        table = torch.log_softmax(policy(ids)[:, :-1], -1)  # (4, 3, V)
+    logprobs = F.pad(table.gather(-1, ids[:, 1:, None]).squeeze(-1), (1, 0))
+    worth = torch.tensor([[1.0], [2.0], [3.0], [6.0]]) * response_mask
+    return Experience(
+        ids=ids,
+        mask=mask,
+        response_mask=response_mask,
+        logprobs=logprobs,
+        ref_logprobs=logprobs,
+        values=torch.zeros(4, 4),
+        safety=torch.zeros(4),
+        helpfulness=torch.zeros(4),
+        selected=torch.zeros(4),
+        scores=torch.zeros(4),
+        rewards=worth,
+        advantages=worth,
+        returns=worth,
+    )
+
+
+@check
+def ppo_step(f):
+    """Check `ppo_step(policy, value_model, …, experience, settings, generator)`."""
+    policy, (first, second) = tiny_llama(), (_Recorder(), _Recorder())
+    value_model = ValueModel(RewardModel(policy))
+    settings = PPOSettings(epochs=3, minibatches=2)
+    clipped, value_error = f(
+        policy,
+        value_model,
+        first,
+        second,
+        _four_answers(policy),
+        settings,
+        torch.Generator().manual_seed(0),
+    )
+    yield (
+        "3 epochs of 2 minibatches are 6 steps",
+        (len(first.losses), len(second.losses)),
+        (6, 6),
+        "for both models",
+    )
+    epochs = [sorted(first.rows[i] + first.rows[i + 1]) for i in (0, 2, 4)]
+    yield (
+        "every answer once an epoch",
+        epochs,
+        [[0, 1, 2, 3]] * 3,
+        "a random order, cut into minibatches",
+    )
+    yield (
+        "in an order that changes",
+        len({tuple(rows) for rows in first.rows[::2]}) > 1,
+        True,
+        "a new one each epoch",
+    )
+    # 12 tokens with mean 3 and unbiased variance (4 + 1 + 0 + 9) * 3 / 11
+    white = [(worth - 3) / math.sqrt(42 / 11) for worth in (1, 2, 3, 6)]
+    expected = torch.tensor([-(white[a] + white[b]) / 2 for a, b in first.rows])
+    yield (
+        (
+            "at ratio 1 the loss is minus the mean advantage, whitened over the whole "
+            "batch"
+        ),
+        torch.tensor(first.losses),
+        expected,
+        "whiten once, before the minibatches are cut",
+    )
+    expected = torch.tensor(
+        [
+            ((a + b) / 4)
+            for a, b in [((1, 4, 9, 36)[i], (1, 4, 9, 36)[j]) for i, j in second.rows]
+        ]
+    )
+    yield (
+        "values 0 miss the returns by 1, 2, 3, 6",
+        torch.tensor(second.losses),
+        expected,
+        "returns stay as they are: whitened ones would teach the value model noise",
+    )
+    yield ("no ratio has moved yet", clipped, 0.0, "the mean clip fraction comes first")
+    # (1 + 4 + 9 + 36) / 4 / 2
+    yield (
+        "and the mean value loss",
+        torch.tensor(value_error),
+        torch.tensor(6.25),
+        "then this",
+    )
+
+
+# ------------------------------------------------------------------ 20 overoptimisation
+
+
+@check
+def best_of_n_policy(f):
+    """Check `best_of_n_policy(logp, scores, n)`."""
+    logp, scores = _three_answers()
+    yield (
+        "n = 1 is the policy itself",
+        f(logp, scores, 1),
+        logp,
+        "one draw chooses nothing",
+    )
+    yield (
+        "n = 2: .5^2, .8^2 - .5^2, 1 - .8^2",
+        f(logp, scores, 2).exp(),
+        torch.tensor([0.25, 0.39, 0.36]),
+        "chance that all n score at most this much, less that all n score below",
+    )
+    yield (
+        "the order of the answers does not matter",
+        f(logp, -scores, 2).exp(),
+        torch.tensor([0.75, 0.21, 0.04]),
+        "accumulate in the order of the scores",
+    )
+    tied = f(logp, torch.tensor([0.0, 1.0, 1.0]), 2).exp()
+    yield (
+        "ties share .75 as .3 to .2",
+        tied,
+        torch.tensor([0.25, 0.45, 0.3]),
+        "the first draw among equals wins",
+    )
+    yield (
+        "different shapes are refused",
+        error_of(lambda: f(logp, scores[:2], 2)),
+        ValueError,
+        "one score an answer",
+    )
+
+
+@check
+def best_of_n_mean(f):
+    """Check `best_of_n_mean(scores, gold, n)`."""
+    scores = torch.tensor([[0.3, 0.1, 0.9, 0.5]])
+    gold = torch.tensor([[1.0, 2.0, 3.0, 7.0]])
+    yield (
+        "n = 1: the plain mean",
+        f(scores, gold, 1),
+        torch.tensor([3.25]),
+        "every draw is the best of itself",
+    )
+    yield (
+        "n = 4: the gold of the highest score",
+        f(scores, gold, 4),
+        torch.tensor([3.0]),
+        "scores choose, gold reports",
+    )
+    yield (
+        "n = 2: the mean over the six pairs",
+        f(scores, gold, 2),
+        torch.tensor([4.0]),  # (1 + 3 + 7 + 3 + 7 + 3) / 6
+        "the i-th lowest is the best of C(i - 1, n - 1) of the C(M, n) subsets",
+    )
+    yield (
+        "one number a prompt",
+        tuple(f(scores.repeat(3, 1), gold.repeat(3, 1), 2).shape),
+        (3,),
+        "rows are prompts",
+    )
+    yield (
+        "more than there are is refused",
+        error_of(lambda: f(scores, gold, 5)),
+        ValueError,
+        "without repetition",
+    )

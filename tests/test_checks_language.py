@@ -1,0 +1,519 @@
+"""Checks of lessons 01 to 06 pass the package and fail plausible mistakes."""
+
+import contextlib
+import math
+
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from mistakes import altered, both_tests, mean_of_everything, row_means
+
+from minillama import (
+    data,
+    lm,
+    model,
+    optim,
+    tokenizer,
+)
+from minillama import generate as generation
+from minillama.course.checks import language
+
+RIGHT = {
+    "train_tokenizer": tokenizer.train_tokenizer,
+    "encode_prompt": tokenizer.encode_prompt,
+    "encode_response": tokenizer.encode_response,
+    "decode_response": tokenizer.decode_response,
+    "rms_norm": model.RMSNorm,
+    "rope_cos_sin": model.rope_cos_sin,
+    "rotate": model.rotate,
+    "feed_forward": model.FeedForward,
+    "token_positions": model.token_positions,
+    "attention_bias": model.attention_bias,
+    "attend": model.attend,
+    "kv_cache": model.KVCache,
+    "attention": model.Attention,
+    "block": model.Block,
+    "llama": model.Llama,
+    "sample": generation.sample,
+    "top_p_filter": generation.top_p_filter,
+    "pick": generation.pick,
+    "generate": generation.generate,
+    "token_logprobs": lm.token_logprobs,
+    "lm_loss": lm.lm_loss,
+    "warmup_cosine": optim.warmup_cosine,
+    "stepper": optim.Stepper,
+    "dialogue_example": data.dialogue_example,
+    "pad_examples": data.pad_examples,
+}
+
+
+def piece_tokenizer(**changes):
+    """`train_tokenizer` with other settings of SentencePiece."""
+
+    def f(texts, vocab_size=1024):
+        tokenizer.train_tokenizer(["ab"], vocab_size)  # its refusals
+        train = sentencepiece.SentencePieceTrainer.train
+        sentencepiece.SentencePieceTrainer.train = lambda **arguments: train(
+            **{**arguments, **changes}
+        )
+        try:
+            return tokenizer.train_tokenizer(texts, vocab_size)
+        finally:
+            sentencepiece.SentencePieceTrainer.train = train
+
+    return f
+
+
+def norm_class(forward):
+    """`RMSNorm` with another forward(self, x)."""
+    return type("Norm", (model.RMSNorm,), {"forward": forward})
+
+
+def rms(x, eps=0.0, dim=-1):
+    return (x.square().mean(dim, keepdim=True) + eps).sqrt()
+
+
+def interleaved(x, cos, sin):
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+
+
+def overwriting(x, cos, sin):
+    a, b = x.chunk(2, dim=-1)
+    a = a * cos - b * sin
+    return torch.cat((a, b * cos + a * sin), dim=-1)
+
+
+class ReLU(model.FeedForward):
+    def forward(self, x):
+        return self.down_proj(F.relu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GateOnTheOther(model.FeedForward):
+    def forward(self, x):
+        return self.down_proj(self.gate_proj(x) * F.silu(self.up_proj(x)))
+
+
+class WithBias(model.FeedForward):
+    def __init__(self, config):
+        super().__init__(config)
+        self.up_proj = torch.nn.Linear(config.dim, config.ffn_dim)
+
+
+def bias_where(allow):
+    """`attention_bias` by allow(key_mask (B, 1, S), query (T, 1), key (S,))."""
+
+    def f(key_mask, n_queries):
+        query = torch.arange(key_mask.shape[1] - n_queries, key_mask.shape[1])[:, None]
+        allowed = allow(key_mask[:, None], query, torch.arange(key_mask.shape[1]))
+        return torch.zeros(allowed.shape).masked_fill(~allowed, -math.inf)[
+            :, None, None
+        ]
+
+    return f
+
+
+def attends(scale=True, interleave=False, bias_after=False):
+    """`attend`, written with repeated keys, with faults."""
+
+    def f(queries, keys, values, bias):
+        B, T, H, E = queries.shape
+        G = H // keys.shape[1]
+        keys, values = (
+            (x.repeat(1, G, 1, 1) if interleave else x.repeat_interleave(G, 1))
+            for x in (keys, values)
+        )
+        scores = (
+            queries.transpose(1, 2)
+            @ keys.transpose(-1, -2)
+            * (E**-0.5 if scale else 1.0)
+        )
+        weights = (
+            scores.softmax(-1) * (bias[:, 0] == 0)
+            if bias_after
+            else (scores + bias[:, 0]).softmax(-1)
+        )
+        return (weights @ values).transpose(1, 2).reshape(B, T, H * E)
+
+    return f
+
+
+class CountsPadding(model.KVCache):
+    def extend(self, mask):
+        return super().extend(torch.ones_like(mask))
+
+
+class OneLayerForAll(model.KVCache):
+    def store(self, layer, keys, values):
+        return super().store(0, keys, values)
+
+
+class WritesAtTheStart(model.KVCache):
+    def store(self, layer, keys, values):
+        super().store(layer, keys, values)
+        self.keys[layer, :, :, : keys.shape[2]] = keys
+        return self.keys[layer, :, :, : self.length], self.values[
+            layer, :, :, : self.length
+        ]
+
+
+class SeesTheFuture(model.Attention):
+    def forward(self, x, cos, sin, bias, cache=None):
+        return super().forward(x, cos, sin, 0 * bias.nan_to_num(), cache)
+
+
+class TurnsOnlyQueries(model.Attention):
+    def forward(self, x, cos, sin, bias, cache=None):
+        B, T, _ = x.shape
+        queries = model.rotate(self.q_proj(x).view(B, T, self.n_heads, -1), cos, sin)
+        keys, values = (
+            p(x).view(B, T, self.n_kv_heads, -1).transpose(1, 2)
+            for p in (self.k_proj, self.v_proj)
+        )
+        return self.o_proj(model.attend(queries, keys, values, bias))
+
+
+class TurnsNothing(model.Attention):
+    def forward(self, x, cos, sin, bias, cache=None):
+        return super().forward(
+            x, torch.ones_like(cos), torch.zeros_like(sin), bias, cache
+        )
+
+
+class NoOutputProjection(TurnsOnlyQueries):
+    def forward(self, x, cos, sin, bias, cache=None):
+        return super().forward(x, cos, sin, bias) + x
+
+
+def block_class(forward):
+    """`Block` with another forward(self, x, attend), attend(x) being its attention."""
+
+    def call(self, x, cos, sin, bias, cache=None):
+        return forward(self, x, lambda y: self.self_attn(y, cos, sin, bias, cache))
+
+    return type("Wrong", (model.Block,), {"forward": call})
+
+
+class BigWeights(model.Llama):
+    def init_weights(self, generator=None):
+        super().init_weights(generator)
+        self.lm_head.weight.data *= 50
+
+
+class IgnoresTheMask(model.Llama):
+    def hidden(self, ids, mask=None, cache=None):
+        return super().hidden(ids, None, cache)
+
+
+class OneInitialStd(model.Llama):
+    def init_weights(self, generator=None):
+        super().init_weights(generator)
+        for layer in self.layers:
+            layer.mlp.down_proj.weight.data *= math.sqrt(2 * self.config.n_layers)
+
+
+class DefaultGenerator(model.Llama):
+    def __init__(self, config, generator=None):
+        super().__init__(config)
+
+
+def sample_reaching(probs, uniforms):
+    return (probs.cumsum(-1) >= uniforms[:, None]).float().argmax(-1)
+
+
+def kept_top_p(before_rule):
+    """`top_p_filter` with another rule on probabilities in falling order."""
+
+    def f(probs, top_p):
+        ordered, order = probs.sort(dim=-1, descending=True)
+        return torch.zeros_like(probs).scatter(
+            -1, order, ordered.where(before_rule(ordered, top_p), 0.0)
+        )
+
+    return f
+
+
+def restricted_logprobs(logits, uniforms, temperature, top_p):
+    probs = torch.softmax(logits / (temperature or 1.0), -1)
+    kept = generation.top_p_filter(probs, top_p)
+    tokens = kept.argmax(-1) if temperature == 0 else generation.sample(kept, uniforms)
+    return tokens, (kept / kept.sum(-1, keepdim=True)).gather(-1, tokens[:, None])[
+        :, 0
+    ].log()
+
+
+def generate_with(change):
+    """`generate` whose rollout is changed in place."""
+
+    def f(*arguments, **named):
+        rollout = generation.generate(*arguments, **named)
+        change(rollout)
+        return rollout
+
+    return f
+
+
+def shift_logprobs(rollout):
+    rollout.logprobs = rollout.logprobs.roll(1, 1)
+
+
+def without_end(rollout):
+    rollout.response_mask = rollout.response_mask & (
+        rollout.response_mask.cumsum(1) < rollout.response_mask.sum(1)[:, None]
+    )
+
+
+def loss_rule(mean):
+    def f(logits, ids, mask):
+        lm.lm_loss(logits, ids, mask)
+        return -mean(lm.token_logprobs(logits, ids), mask)
+
+    return f
+
+
+class NeverRestores(optim.Stepper):
+    def require_finite(self, name, tensor, batch_ids):
+        if not torch.isfinite(tensor).all():
+            raise optim.TrainingDiverged(
+                f"step {self.steps}: {list(batch_ids)}", self.model
+            )
+
+
+class NoSchedule(optim.Stepper):
+    def __init__(self, model, lr, schedule, **others):
+        super().__init__(model, lr, lambda step: 1.0, **others)
+
+
+class ClipsFirst(optim.Stepper):
+    def step(self, loss, batch_ids):
+        return super().step(loss, batch_ids).clamp(max=self.max_norm)
+
+
+class LetsNaNPass(optim.Stepper):
+    def step(self, loss, batch_ids):
+        with contextlib.suppress(optim.TrainingDiverged):
+            return super().step(loss, batch_ids)
+
+
+WRONG = [
+    ("train_tokenizer", piece_tokenizer(normalization_rule_name="nmt_nfkc")),
+    (
+        "train_tokenizer",
+        piece_tokenizer(add_dummy_prefix=True, remove_extra_whitespaces=True),
+    ),
+    ("train_tokenizer", piece_tokenizer(byte_fallback=False)),
+    ("train_tokenizer", piece_tokenizer(pad_id=-1)),
+    ("encode_prompt", lambda t, x: [*tokenizer.encode_prompt(t, x), 2]),
+    ("encode_prompt", lambda t, x: tokenizer.encode_prompt(t, x)[1:]),
+    ("encode_prompt", lambda t, x: [1, 4, *t.encode(x), 5]),
+    (
+        "encode_prompt",
+        lambda t, x: [
+            1,
+            4,
+            *t.encode(" " + x.replace(" [/INST]", "")),
+            *[5] * (1 + x.count("[/INST]")),
+        ],
+    ),
+    ("encode_response", lambda t, x: t.encode(" " + x)),
+    ("encode_response", lambda t, x: [*t.encode(x), 2]),
+    ("encode_response", lambda t, x: [1, *t.encode(" " + x), 2]),
+    ("decode_response", lambda t, ids: t.decode(ids)),
+    ("decode_response", lambda t, ids: t.decode(ids).strip()),
+    ("decode_response", lambda t, ids: t.decode(list(ids)[:-1]).removeprefix(" ")),
+    (
+        "rms_norm",
+        norm_class(
+            lambda self, x: (
+                (x - x.mean(-1, keepdim=True)) / rms(x, self.eps) * self.weight
+            )
+        ),
+    ),
+    ("rms_norm", norm_class(lambda self, x: x / (rms(x) + self.eps) * self.weight)),
+    ("rms_norm", norm_class(lambda self, x: x / rms(x, self.eps) * self.weight)),
+    ("rms_norm", norm_class(lambda self, x: x / rms(x, self.eps, dim=0) * self.weight)),
+    (
+        "rms_norm",
+        norm_class(lambda self, x: (x.float() / rms(x.float(), self.eps)).to(x.dtype)),
+    ),
+    ("rope_cos_sin", lambda p, e, theta=1e4: model.rope_cos_sin(p + 1, e, theta)),
+    ("rope_cos_sin", lambda p, e, theta=1e4: model.rope_cos_sin(p, e)),
+    ("rope_cos_sin", lambda p, e, theta=1e4: model.rope_cos_sin(p, e, theta)[::-1]),
+    (
+        "rope_cos_sin",
+        lambda p, e, theta=1e4: model.rope_cos_sin(p, e, math.sqrt(theta)),
+    ),
+    ("rotate", interleaved),
+    ("rotate", overwriting),
+    ("rotate", lambda x, cos, sin: model.rotate(x, cos, -sin)),
+    ("feed_forward", ReLU),
+    ("feed_forward", GateOnTheOther),
+    ("feed_forward", WithBias),
+    ("token_positions", lambda m: m.cumsum(-1)),
+    ("token_positions", lambda m: m.cumsum(-1) - 1),
+    ("token_positions", lambda m: torch.arange(m.shape[1]).expand(m.shape)),
+    ("attention_bias", bias_where(lambda mask, query, key: mask & (key <= query))),
+    (
+        "attention_bias",
+        bias_where(
+            lambda mask, query, key: (mask & (key < query)) | (key == query) & mask
+        ),
+    ),
+    ("attention_bias", bias_where(lambda mask, query, key: mask | (key == query))),
+    (
+        "attention_bias",
+        bias_where(lambda mask, query, key: (key <= query) | (mask & False)),
+    ),
+    (
+        "attention_bias",
+        altered(model.attention_bias, lambda bias: bias.clamp(min=-1.0)),
+    ),
+    ("attend", attends(scale=False)),
+    ("attend", attends(interleave=True)),
+    ("attend", attends(bias_after=True)),
+    ("attend", lambda q, k, v, bias: model.attend(q, v, k, bias)),
+    ("kv_cache", CountsPadding),
+    ("kv_cache", OneLayerForAll),
+    ("kv_cache", WritesAtTheStart),
+    ("attention", SeesTheFuture),
+    ("attention", TurnsOnlyQueries),
+    ("attention", TurnsNothing),
+    ("attention", NoOutputProjection),
+    ("block", block_class(lambda self, x, at: (y := x + at(x)) + self.mlp(y))),
+    (
+        "block",
+        block_class(
+            lambda self, x, at: (
+                (y := at(self.input_layernorm(x)))
+                + self.mlp(self.post_attention_layernorm(y))
+            )
+        ),
+    ),
+    (
+        "block",
+        block_class(
+            lambda self, x, at: (
+                x
+                + at(self.input_layernorm(x))
+                + self.mlp(self.post_attention_layernorm(x))
+            )
+        ),
+    ),
+    (
+        "block",
+        block_class(
+            lambda self, x, at: self.post_attention_layernorm(
+                x + at(self.input_layernorm(x))
+            )
+        ),
+    ),
+    ("llama", BigWeights),
+    ("llama", IgnoresTheMask),
+    ("llama", OneInitialStd),
+    ("llama", DefaultGenerator),
+    ("sample", sample_reaching),
+    ("sample", lambda p, u: p.argmax(-1)),
+    ("sample", lambda p, u: generation.sample(p, (u + 0.5) % 1)),
+    ("sample", lambda p, u: generation.sample(p, u / 2)),
+    ("top_p_filter", kept_top_p(lambda ordered, top_p: ordered.cumsum(-1) <= top_p)),
+    ("top_p_filter", lambda p, top_p: torch.where(p >= 1 - top_p, p, 0.0)),
+    (
+        "top_p_filter",
+        altered(generation.top_p_filter, lambda p: p / p.sum(-1, keepdim=True)),
+    ),
+    ("top_p_filter", lambda p, top_p: p.sort(descending=True)[0]),
+    ("pick", restricted_logprobs),
+    ("pick", lambda x, u, t, p: generation.pick(x, u, 1.0, p)),
+    ("pick", lambda x, u, t, p: generation.pick(x * t if t else x, u, float(t > 0), p)),
+    ("generate", generate_with(shift_logprobs)),
+    ("generate", generate_with(without_end)),
+    (
+        "generate",
+        lambda m, p, n, temperature=1.0, generator=None, eos_id=2: generation.generate(
+            m, p, n, temperature, eos_id=eos_id
+        ),
+    ),
+    (
+        "generate",
+        lambda m, p, n, temperature=1.0, generator=None, eos_id=2: generation.generate(
+            m,
+            [[3] * (max(map(len, p)) - len(x)) + x for x in p],
+            n,
+            temperature,
+            generator=generator,
+            eos_id=eos_id,
+        ),
+    ),
+    (
+        "token_logprobs",
+        lambda logits, ids: logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0],
+    ),
+    (
+        "token_logprobs",
+        lambda logits, ids: F.pad(
+            logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0], (1, 0)
+        ),
+    ),
+    ("token_logprobs", altered(lm.token_logprobs, torch.neg)),
+    ("token_logprobs", altered(lm.token_logprobs, lambda x: x.roll(-1, 1))),
+    ("lm_loss", loss_rule(row_means)),
+    ("lm_loss", loss_rule(mean_of_everything)),
+    ("lm_loss", loss_rule(lambda x, mask: (x * mask).sum())),
+    ("lm_loss", lambda *a: -lm.lm_loss(*a)),
+    (
+        "warmup_cosine",
+        lambda step, total, warmup: optim.warmup_cosine(step + 1, total, warmup),
+    ),
+    (
+        "warmup_cosine",
+        lambda step, total, warmup: (
+            0.1 + 0.9 * optim.warmup_cosine(step, total, warmup)
+        ),
+    ),
+    (
+        "warmup_cosine",
+        lambda step, total, warmup: (
+            optim.warmup_cosine(step, total, warmup)
+            if step < warmup
+            else max(0.0, 1 - (step - warmup) / (total - warmup))
+        ),
+    ),
+    ("warmup_cosine", lambda step, total, warmup: optim.warmup_cosine(step, total, 0)),
+    ("stepper", NeverRestores),
+    ("stepper", NoSchedule),
+    ("stepper", ClipsFirst),
+    ("stepper", LetsNaNPass),
+    (
+        "dialogue_example",
+        lambda t, p, r, only: data.dialogue_example(t, p, r, not only),
+    ),
+    (
+        "dialogue_example",
+        lambda t, p, r, only: data.Example(
+            (ids := tokenizer.encode_prompt(t, p)) + t.encode(" " + r),
+            len(ids) if only else 1,
+        ),
+    ),
+    (
+        "dialogue_example",
+        lambda t, p, r, only: data.Example(
+            (ids := tokenizer.encode_prompt(t, p)) + tokenizer.encode_response(t, r),
+            len(ids) - 1 if only else 1,
+        ),
+    ),
+    (
+        "pad_examples",
+        lambda examples: (
+            data.pad_examples(examples)[0],
+            *data.pad_examples(examples)[:0:-1],
+        ),
+    ),
+    ("pad_examples", altered(data.pad_examples, lambda x: (x[0], x[1], x[1]))),
+    (
+        "pad_examples",
+        altered(data.pad_examples, lambda x: (x[0], x[1], x[2].roll(1, 1))),
+    ),
+]
+
+
+test_the_package_passes, test_mistakes_are_caught = both_tests(language, RIGHT, WRONG)

@@ -1,0 +1,570 @@
+"""Checks of lessons 07 to 13 pass the package and fail plausible mistakes."""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from mistakes import altered, both_tests, row_means
+
+from minillama import (
+    audit,
+    data,
+    exact,
+    lm,
+    preference_loss,
+    reward_model,
+    reward_selection,
+    whiten,
+    world,
+)
+from minillama.course.checks import reward
+from minillama.data import pad
+
+RIGHT = {
+    "sigmoid": world.sigmoid,
+    "annotator": world.Annotator,
+    "bayes_ceiling": world.bayes_ceiling,
+    "expected_accuracy": world.expected_accuracy,
+    "last_token": reward_model.last_token,
+    "pool_mean": reward_model.pool_mean,
+    "reward_model": reward_model.RewardModel,
+    "bradley_terry_loss": preference_loss.bradley_terry_loss,
+    "pair_scores": preference_loss.pair_scores,
+    "pair_example": data.pair_example,
+    "outcome_chances": exact.outcome_chances,
+    "margin_slope": exact.margin_slope,
+    "margin_minimiser": exact.margin_minimiser,
+    "centring_loss": preference_loss.centring_loss,
+    "chosen_lm_loss": preference_loss.chosen_lm_loss,
+    "score_normalisation": reward_model.score_normalisation,
+    "length_only_accuracy": audit.length_only_accuracy,
+    "brier_score": audit.brier_score,
+    "brier_floor": audit.brier_floor,
+    "length_balanced": audit.length_balanced,
+    "safety_label_loss": preference_loss.safety_label_loss,
+    "select_reward": reward_selection.select_reward,
+}
+
+
+def reduced(losses, reduction):
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
+
+def naive_bt(chosen, rejected, margin=None, reduction="mean"):
+    preference_loss.bradley_terry_loss(chosen, rejected, margin, reduction)
+    losses = -torch.log(
+        torch.sigmoid(chosen - rejected - (0.0 if margin is None else margin))
+    )
+    return reduced(losses, reduction)
+
+
+def broadcasting_bt(chosen, rejected, margin=None, reduction="mean"):
+    losses = -F.logsigmoid(chosen - rejected - (0.0 if margin is None else margin))
+    return reduced(losses, reduction)
+
+
+class Swapped(reward_model.RewardModel):
+    fault = ""
+
+    def raw_scores(self, ids, mask=None):
+        hidden = self.llama.hidden(ids, mask)
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        if self.fault == "last column":
+            pooled = hidden[:, -1]
+        elif self.fault == "count":
+            pooled = hidden[torch.arange(len(ids)), mask.sum(1) - 1]
+        else:
+            pooled = (
+                hidden[reward_model.last_token(mask)]
+                if self.pooling == "last"
+                else hidden.mean(1)
+            )
+        return self.score(pooled).squeeze(-1)
+
+
+class LastColumn(Swapped):
+    fault = "last column"
+
+
+class CountsFromTheLeft(Swapped):
+    fault = "count"
+
+
+class MeanOverPadding(Swapped):
+    pass
+
+
+class HeadTooSmall(reward_model.RewardModel):
+    def __init__(self, llama, pooling="last", keep_lm_head=False, generator=None):
+        super().__init__(llama, pooling, keep_lm_head, generator)
+        self.score.weight.data /= math.sqrt(llama.config.dim + 1)
+
+
+class NormalisesInTraining(reward_model.RewardModel):
+    def forward(self, ids, mask=None):
+        return (self.raw_scores(ids, mask) - self.score_mean) / self.score_std
+
+
+def pair_scores_of(texts_of, masked=True, forwards=1):
+    """`pair_scores` with faults: texts read twice, no mask, two forwards."""
+
+    def f(model, pairs):
+        texts = texts_of(pairs)
+        ids, mask = pad(texts)
+        call = (ids, mask) if masked else (ids,)
+        scores = [model(*call) for _ in range(forwards)][0]
+        place = [
+            texts.index(text) for pair in pairs for text in (pair.chosen, pair.rejected)
+        ]
+        return scores[place[0::2]], scores[place[1::2]]
+
+    return f
+
+
+def all_texts(pairs):
+    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+
+
+def distinct_texts(pairs):
+    return [list(text) for text in dict.fromkeys(map(tuple, all_texts(pairs)))]
+
+
+def annotator_class(**methods):
+    """`world.Annotator` with other methods."""
+    return type("Other", (world.Annotator,), methods)
+
+
+def without_noise(self, rng, prompt, a, b):
+    certain = annotator_class()(self.gold, 1e-3, thresholds=self.thresholds)
+    return certain.compare(rng, prompt, a, b)
+
+
+def strength_of_utilities(self, rng, prompt, a, b):
+    preference = world.Annotator.compare(self, rng, prompt, a, b)
+    size = abs(self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature
+    return dataclasses.replace(
+        preference, strength=sum(size >= threshold for threshold in self.thresholds)
+    )
+
+
+def ceiling_by(share):
+    """`bayes_ceiling` with another accuracy share(p) of a pair."""
+
+    def f(annotator, preferences):
+        p = [annotator.prefers(x.prompt, x.chosen, x.rejected) for x in preferences]
+        return sum(map(share, p)) / len(p), world.bayes_ceiling(annotator, preferences)[
+            1
+        ]
+
+    return f
+
+
+def unbalanced(keep):
+    """`length_balanced` with another rule keep(longer_by)."""
+
+    def f(groups, length, rng):
+        left = [
+            [x for x in group if keep(length(x.chosen) - length(x.rejected))]
+            for group in groups
+        ]
+        return [group for group in left if group]
+
+    return f
+
+
+def replaced(**fields):
+    """`pair_example` with some fields of its result computed from it."""
+    return altered(
+        data.pair_example,
+        lambda pair: dataclasses.replace(
+            pair, **{k: f(pair) for k, f in fields.items()}
+        ),
+    )
+
+
+def unrefused_minimiser(start):
+    """A search from a fixed interval, which refuses what has no minimum."""
+
+    def f(wins, losses, margins):
+        exact.margin_minimiser(wins, losses, margins)
+        low, high = torch.full(
+            (2, len(wins)), start, dtype=torch.float64
+        ) * torch.tensor([[-1.0], [1.0]])
+        for _ in range(60):
+            falls = exact.margin_slope((low + high) / 2, wins, losses, margins) < 0
+            low, high = (
+                torch.where(falls, (low + high) / 2, low),
+                torch.where(falls, high, (low + high) / 2),
+            )
+        return low
+
+    return f
+
+
+def log_odds(wins, losses, margins):
+    exact.margin_minimiser(wins, losses, margins)
+    return (wins.sum(1) / losses.sum(1)).log()
+
+
+def centring_by(square):
+    """`centring_loss` with another loss square(chosen, rejected) of a pair."""
+
+    def f(chosen, rejected, reduction="mean"):
+        preference_loss.centring_loss(chosen, rejected)  # its refusals
+        losses = square(chosen, rejected)
+        return reduced(losses, reduction)
+
+    return f
+
+
+def squared_mean(chosen, rejected, reduction="mean"):
+    if reduction == "mean":
+        return (chosen + rejected).mean().square()
+    return preference_loss.centring_loss(chosen, rejected, reduction)
+
+
+def speaking(texts_of, shift=1, mean=None, start=None):
+    """`chosen_lm_loss` with other texts, another shift, mean or start of the loss."""
+
+    def f(reward_model, pairs):
+        preference_loss.chosen_lm_loss(reward_model, pairs)  # its refusals
+        examples = [
+            data.Example(text, begin if start is None else start)
+            for text, begin in texts_of(pairs)
+        ]
+        ids, mask, loss_mask = data.pad_examples(examples)
+        logits = reward_model.llama(ids, mask)
+        if shift == 0:
+            return F.cross_entropy(logits[loss_mask], ids[loss_mask])
+        if shift == 2:  # shifted by hand, and once more inside
+            return lm.lm_loss(
+                logits[:, :-1],
+                ids[:, 1:],
+                loss_mask[:, 1:] & (torch.arange(1, ids.shape[1]) > 1),
+            )
+        return -(mean or whiten.masked_mean)(lm.token_logprobs(logits, ids), loss_mask)
+
+    return f
+
+
+def all_chosen(pairs):
+    return [(pair.chosen, pair.response_start) for pair in pairs]
+
+
+def distinct_chosen(pairs):
+    return [
+        (list(text), start)
+        for text, start in dict.fromkeys(
+            (tuple(p.chosen), p.response_start) for p in pairs
+        )
+    ]
+
+
+def distinct_rejected(pairs):
+    return [
+        (list(text), start)
+        for text, start in dict.fromkeys(
+            (tuple(p.rejected), p.response_start) for p in pairs
+        )
+    ]
+
+
+def without_gradient(model, pairs):
+    return preference_loss.chosen_lm_loss(model, pairs).detach().requires_grad_()
+
+
+def normalising(std=lambda x: x.std(), mean=lambda x: x.mean(), checked=True):
+    """`score_normalisation` with another std or mean, or without its refusals."""
+
+    def f(scores, centre_only=False):
+        if checked:
+            reward_model.score_normalisation(scores, centre_only)
+        scores = scores.double()
+        return mean(scores).item(), 1.0 if centre_only else std(scores).item()
+
+    return f
+
+
+WRONG = [
+    ("sigmoid", lambda x: 1 - world.sigmoid(-x)),
+    ("sigmoid", lambda x: world.sigmoid(-x)),
+    ("sigmoid", lambda x: 0.5 + 0.5 * math.tanh(x)),
+    (
+        "annotator",
+        annotator_class(
+            prefers=lambda self, prompt, a, b: world.Annotator.prefers(
+                self, prompt, b, a
+            )
+        ),
+    ),
+    (
+        "annotator",
+        annotator_class(
+            prefers=lambda self, prompt, a, b: world.sigmoid(
+                (self.utility(prompt, a) - self.utility(prompt, b)) * self.temperature
+            )
+        ),
+    ),
+    (
+        "annotator",
+        annotator_class(
+            utility=lambda self, prompt, text: (
+                self.gold(prompt, text) + self.length_bias * len(text)
+            )
+        ),
+    ),
+    ("annotator", annotator_class(compare=without_noise)),
+    ("annotator", annotator_class(compare=strength_of_utilities)),
+    ("bayes_ceiling", ceiling_by(lambda p: p)),
+    ("bayes_ceiling", ceiling_by(lambda p: p * p + (1 - p) * (1 - p))),
+    (
+        "bayes_ceiling",
+        altered(world.bayes_ceiling, lambda x: (x[0], x[1] / math.log(2))),
+    ),
+    ("bayes_ceiling", altered(world.bayes_ceiling, lambda x: (x[0], -math.log(x[0])))),
+    (
+        "expected_accuracy",
+        lambda annotator, pairs, shares: sum(map(float, shares)) / len(pairs),
+    ),
+    (
+        "expected_accuracy",
+        lambda annotator, pairs, shares: world.expected_accuracy(
+            annotator, pairs, [not x for x in shares]
+        ),
+    ),
+    (
+        "expected_accuracy",
+        lambda a, pairs, shares: world.expected_accuracy(
+            a, pairs, [x > 0.5 for x in shares]
+        ),
+    ),
+    (
+        "last_token",
+        lambda mask: torch.arange(mask.shape[1]).expand_as(mask) == mask.shape[1] - 1,
+    ),
+    (
+        "last_token",
+        lambda mask: torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True) - 1,
+    ),
+    ("last_token", lambda mask: mask),
+    ("last_token", lambda mask: reward_model.last_token(mask).float()),
+    ("pool_mean", lambda x, mask: x.mean(1)),
+    (
+        "pool_mean",
+        lambda x, mask: (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True),
+    ),
+    (
+        "pool_mean",
+        lambda x, mask: reward_model.pool_mean(x, mask) * mask.sum(1, keepdim=True),
+    ),
+    ("pool_mean", lambda x, mask: x.masked_fill(~mask[:, :, None], 0.0).mean(1)),
+    ("reward_model", LastColumn),
+    ("reward_model", CountsFromTheLeft),
+    ("reward_model", MeanOverPadding),
+    ("reward_model", HeadTooSmall),
+    ("reward_model", NormalisesInTraining),
+    ("bradley_terry_loss", naive_bt),
+    ("bradley_terry_loss", broadcasting_bt),
+    (
+        "bradley_terry_loss",
+        lambda c, r, m=None, reduction="mean": preference_loss.bradley_terry_loss(
+            r, c, m, reduction
+        ),
+    ),
+    (
+        "bradley_terry_loss",
+        lambda c, r, m=None, reduction="mean": preference_loss.bradley_terry_loss(
+            c, r, None, reduction
+        ),
+    ),
+    ("pair_scores", pair_scores_of(all_texts)),
+    ("pair_scores", pair_scores_of(distinct_texts, masked=False)),
+    ("pair_scores", pair_scores_of(distinct_texts, forwards=2)),
+    ("pair_scores", altered(preference_loss.pair_scores, lambda result: result[::-1])),
+    (
+        "pair_scores",
+        altered(
+            preference_loss.pair_scores,
+            lambda result: [x.detach() + 0 * x for x in result],
+        ),
+    ),
+    (
+        "pair_example",
+        lambda t, x, margins=(0.0,) * 4: data.pair_example(t, x, margins[::-1]),
+    ),
+    ("pair_example", lambda t, x, margins=(0.0,) * 4: data.pair_example(t, x)),
+    (
+        "pair_example",
+        lambda t, x, margins=(0.0, 1.0, 2.0, 3.0): data.pair_example(t, x, margins),
+    ),
+    (
+        "pair_example",
+        replaced(chosen=lambda x: x.rejected, rejected=lambda x: x.chosen),
+    ),
+    ("pair_example", replaced(response_start=lambda x: 1)),
+    ("pair_example", replaced(rejected_is_safe=lambda x: x.chosen_is_safe)),
+    (
+        "pair_example",
+        replaced(
+            chosen=lambda x: x.chosen[x.response_start :],
+            rejected=lambda x: x.rejected[x.response_start :],
+        ),
+    ),
+    ("outcome_chances", lambda d, thresholds: exact.outcome_chances(-d, thresholds)),
+    ("outcome_chances", altered(exact.outcome_chances, lambda x: (x[0] + x[1], x[1]))),
+    (
+        "outcome_chances",
+        altered(
+            exact.outcome_chances,
+            lambda x: (x[0] / x[0].sum(1, True), x[1] / x[1].sum(1, True)),
+        ),
+    ),
+    (
+        "outcome_chances",
+        lambda d, thresholds: [
+            torch.nn.functional.one_hot(
+                (s * d[:, None] >= torch.tensor(thresholds)).sum(1), len(thresholds) + 1
+            )
+            * (s * d > 0)[:, None]
+            for s in (1, -1)
+        ],
+    ),
+    ("margin_slope", altered(exact.margin_slope, torch.neg)),
+    ("margin_slope", altered(exact.margin_slope, lambda x: x.sum())),
+    (
+        "margin_slope",
+        lambda d, wins, losses, m: exact.margin_slope(d, wins, losses, -m),
+    ),
+    (
+        "margin_slope",
+        lambda d, wins, losses, m: (
+            exact.margin_slope(d, wins, 0 * losses, m)
+            + exact.margin_slope(d, 0 * wins, losses, 0 * m)
+        ),
+    ),
+    (
+        "margin_slope",
+        lambda d, wins, losses, m: (
+            exact.margin_slope(d, wins, losses, m) / wins.shape[1]
+        ),
+    ),
+    ("margin_minimiser", unrefused_minimiser(10.0)),
+    ("margin_minimiser", log_odds),
+    ("margin_minimiser", altered(exact.margin_minimiser, torch.neg)),
+    (
+        "margin_minimiser",
+        lambda wins, losses, m: (
+            log_odds(wins, losses, m) + log_odds(wins, losses, m).sign() * m.mean()
+        ),
+    ),
+    (
+        "margin_minimiser",
+        lambda wins, losses, m: exact.margin_minimiser(wins + 1e-9, losses + 1e-9, m),
+    ),
+    ("centring_loss", centring_by(lambda c, r: (c - r).square())),
+    ("centring_loss", centring_by(lambda c, r: (c + r).abs())),
+    ("centring_loss", centring_by(lambda c, r: c.square() + r.square())),
+    ("centring_loss", centring_by(lambda c, r: ((c + r) / 2).square())),
+    ("centring_loss", centring_by(lambda c, r: (c.detach() + r).square())),
+    ("centring_loss", squared_mean),
+    (
+        "centring_loss",
+        lambda c, r, reduction="mean": reduced((c + r) ** 2, reduction),
+    ),
+    ("chosen_lm_loss", speaking(distinct_chosen, shift=0)),
+    ("chosen_lm_loss", speaking(distinct_chosen, shift=2)),
+    ("chosen_lm_loss", speaking(distinct_chosen, start=1)),
+    ("chosen_lm_loss", speaking(distinct_rejected)),
+    ("chosen_lm_loss", speaking(all_chosen)),
+    ("chosen_lm_loss", speaking(distinct_chosen, mean=row_means)),
+    (
+        "chosen_lm_loss",
+        speaking(lambda pairs: distinct_chosen(pairs) + distinct_rejected(pairs)),
+    ),
+    ("chosen_lm_loss", without_gradient),
+    ("score_normalisation", normalising(std=lambda x: x.std(correction=0))),
+    ("score_normalisation", normalising(std=torch.var)),
+    ("score_normalisation", normalising(mean=torch.median)),
+    ("score_normalisation", normalising(mean=lambda x: x.mean().abs())),
+    ("score_normalisation", normalising(checked=False)),
+    (
+        "score_normalisation",
+        lambda scores, centre_only=False: reward_model.score_normalisation(scores),
+    ),
+    (
+        "score_normalisation",
+        lambda scores, centre_only=False: tuple(
+            torch.tensor(x)
+            for x in reward_model.score_normalisation(scores, centre_only)
+        ),
+    ),
+    (
+        "score_normalisation",
+        altered(
+            reward_model.score_normalisation,
+            lambda x: (x[0], 0.0 if x[1] == 1.0 else x[1]),
+        ),
+    ),
+    ("length_only_accuracy", lambda by, exact: audit.agreement(by, exact)),
+    (
+        "length_only_accuracy",
+        lambda by, exact: exact[by > 0].mean().item() if (by > 0).any() else 0.0,
+    ),
+    (
+        "length_only_accuracy",
+        lambda by, exact: audit.length_only_accuracy(by + 0.1, exact),
+    ),
+    ("brier_score", lambda q, p: (q - p).square().mean().item()),
+    ("brier_score", lambda q, p: (1 - q).square().mean().item()),
+    ("brier_score", lambda q, p: (q - (p > 0.5).float()).square().mean().item()),
+    ("brier_floor", lambda p: torch.minimum(p * p, (1 - p) ** 2).mean().item()),
+    ("brier_floor", lambda p: torch.minimum(p, 1 - p).mean().item()),
+    ("brier_floor", lambda p: (p * (1 - p)).sum().item()),
+    ("length_balanced", unbalanced(lambda by: True)),
+    ("length_balanced", unbalanced(lambda by: abs(by) < 2)),
+    ("length_balanced", unbalanced(lambda by: by == 0)),
+    (
+        "length_balanced",
+        lambda groups, length, rng: [
+            audit.length_balanced([group], length, rng)[0]
+            if audit.length_balanced([group], length, rng)
+            else []
+            for group in groups
+        ],
+    ),
+    (
+        "safety_label_loss",
+        lambda s, y, reduction="mean": preference_loss.safety_label_loss(
+            -s, y, reduction
+        ),
+    ),
+    (
+        "safety_label_loss",
+        lambda s, y, reduction="mean": preference_loss.safety_label_loss(s, y, "none"),
+    ),
+    (
+        "safety_label_loss",
+        lambda s, y, reduction="mean": preference_loss.safety_label_loss(
+            torch.sigmoid(s), y, reduction
+        ),
+    ),
+    (
+        "select_reward",
+        lambda s, h, flag, threshold=0.15: reward_selection.select_reward(
+            h, s, flag, threshold
+        ),
+    ),
+    (
+        "select_reward",
+        lambda s, h, flag, threshold=0.15: torch.where(s < threshold, s, h),
+    ),
+    (
+        "select_reward",
+        lambda s, h, flag, threshold=0.15: torch.where(flag | (s <= threshold), s, h),
+    ),
+    ("select_reward", lambda s, h, flag, threshold=0.15: torch.where(flag, s, h)),
+]
+
+
+test_the_package_passes, test_mistakes_are_caught = both_tests(reward, RIGHT, WRONG)
