@@ -1,13 +1,15 @@
 """The store of trained stages: what it keeps and serves, and what a key is made of."""
 
 import errno
+import hashlib
 import importlib
+import json
 import re
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -129,11 +131,66 @@ def test_the_key_depends_on_everything_it_names_and_on_nothing_else(monkeypatch)
     # Another wheel of the same version is no other PyTorch.
     monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
     assert store.key("toy", {}, []) == one
+    monkeypatch.setattr(torch, "__version__", "2.6.0")
+    assert store.key("toy", {}, []) == one
     monkeypatch.setattr(torch, "__version__", "2.6.1+cpu")
     others.append(store.key("toy", {}, []))
     monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
     others.append(store.key("toy", {}, []))
     assert len(set(others)) == len(others)
+
+
+def test_the_key_by_hand(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    identity = {
+        "format": store.FORMAT,
+        "name": "Toy_2-b",
+        "settings": {"a": 1},
+        "sources": store.sources_of([kl.kl_estimate]),
+        "torch": "2.6.0",
+    }
+    told = json.dumps(identity, sort_keys=True)
+    expected = hashlib.sha256(told.encode()).hexdigest()
+    assert store.key("Toy_2-b", {"a": 1}, [kl.kl_estimate]) == expected
+
+
+def rated():
+    return RATE
+
+
+def test_constants_of_a_users_function_count(monkeypatch):
+    told = dict(store.sources_of([rated]))
+    assert told[f"RATE in {__name__}.rated"] == {"x": 1, "y": None}
+    assert f"{__name__}.Pair" in told  # the class of what it uses
+    first = store.key("toy", {}, [rated])
+    monkeypatch.setattr(sys.modules[__name__], "RATE", Pair(2))
+    assert store.key("toy", {}, [rated]) != first
+    monkeypatch.setattr(sys.modules[__name__], "RATE", Builder())
+    message = f"^key: RATE in {__name__}.rated must be plain data, .*, got a Builder$"
+    with pytest.raises(TypeError, match=message):
+        store.key("toy", {}, [rated])
+
+
+def test_the_record_beside_the_tensors(tmp_path, monkeypatch):
+    # The second clock reading is 2.345 s after the first: 2.3 s.
+    clock = iter([10.0, 12.345, *[0.0] * 99])
+    with monkeypatch.context() as patch:
+        patch.setattr(store.time, "perf_counter", lambda: next(clock))
+        folder = tmp_path / "new" / "nested"
+        store.stage(
+            "toy", {"seed": 0}, [], Builder(), None, folder, parents={"base": "1"}
+        )
+    [path] = folder.glob("*.safetensors")
+    record = store._record(path.read_bytes())
+    assert re.fullmatch("[0-9a-f]{64}", record.pop("sha256"))
+    assert record == {
+        "key": store.key("toy", {"seed": 0}, []),
+        "settings": {"seed": 0},
+        "parents": {"base": "1"},
+        "notes": {"loss": [1.5, 0.5]},
+        "seconds": 2.3,
+    }
+    assert path.name == f"toy-{record['key'][:16]}.safetensors"
 
 
 def test_the_key_is_the_same_in_every_process():
@@ -385,6 +442,12 @@ def test_a_child_is_served_only_with_the_parents_it_was_built_from(tmp_path, cap
     ]
     family(tmp_path, Builder(6.0), child)
     assert child.calls == 2 and len(files(tmp_path)) == 2
+    settings = {"parent": store.key("parent", {}, [])}
+    store.stage("child", settings, [], child, folder=tmp_path, parents={"a": "1"})
+    parents = {"a": "2", "b": "3"}
+    store.stage("child", settings, [], child, folder=tmp_path, parents=parents)
+    said = capsys.readouterr().err
+    assert "rebuilding a stale stage: child, as a, b changed\n" in said
 
 
 def test_a_digest_depends_on_names_dtypes_shapes_and_bytes():
@@ -411,6 +474,26 @@ class Pair:
     x: object
     y: object = None
 
+    def method(self):
+        return self.x
+
+
+RATE = Pair(1)
+
+
+class Scaled(torch.nn.Linear):
+    """A module with settings of its own, public and private."""
+
+    def __init__(self, k=1, hidden=2):
+        super().__init__(1, 1)
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+        self.k, self._hidden = k, hidden
+
+
+class Renamed(Scaled):
+    pass
+
 
 def small_judge(pooling="last", seed=0):
     config = LlamaConfig(16, 8, 1, 2, 1, 8, 16)
@@ -433,6 +516,12 @@ def test_contents_differ_where_values_do():
         range(3),
         {"a": 1},
         {"a": 2},
+        {"b": 2},
+        Scaled(),
+        Scaled(k=2),
+        Renamed(),
+        Pair(1).method,
+        Pair(5).method,
         Pair(1),
         Pair(1, 2),
         Pair(torch.ones(2)),
@@ -452,7 +541,16 @@ def test_contents_differ_where_values_do():
     assert store.content({3, 1, 2}, "x") == store.content({2, 3, 1}, "x")
 
 
-def test_training_mode_is_no_setting():
+def test_a_models_config_counts_where_the_weights_do_not_differ():
+    config = LlamaConfig(16, 8, 1, 2, 1, 8, 16)
+    one = Llama(config, torch.Generator().manual_seed(0))
+    other = Llama(replace(config, max_seq_len=8), torch.Generator().manual_seed(0))
+    assert store.digest(one.state_dict()) == store.digest(other.state_dict())
+    assert store.content(one, "x") != store.content(other, "x")
+
+
+def test_training_mode_and_private_attributes_are_no_settings():
+    assert store.content(Scaled(), "x") == store.content(Scaled(hidden=3), "x")
     assert store.content(small_judge(), "x") == store.content(small_judge().eval(), "x")
 
 
@@ -465,10 +563,11 @@ def test_what_has_no_content_is_refused():
         ([torch.nn.Parameter(torch.ones(1))], "x"),
         (Pair(Builder()), "x.x"),
         ({"a": Builder()}, r"x\['a'\]"),
+        (Builder().__call__, "x"),
     ]:
-        with pytest.raises(
-            TypeError, match=f"^key: {name} must be plain data, tensors or a model, got"
-        ):
+        kind = type(value).__name__ if isinstance(value, list) else r"\w+"
+        message = f"^key: {name} must be plain data, tensors or a model, got a {kind}$"
+        with pytest.raises(TypeError, match=message):
             store.content(value, "x")
 
 
@@ -537,7 +636,7 @@ def test_of_two_processes_at_once_one_builds_and_the_other_sleeps(tmp_path):
     ]
 
 
-def test_a_waiting_process_sleeps_between_looks(tmp_path, monkeypatch):
+def test_a_waiting_process_sleeps_between_looks(tmp_path, monkeypatch, capsys):
     build = Builder()
     toy(tmp_path, build)
     [lock] = tmp_path.glob("*.lock")
@@ -552,6 +651,7 @@ def test_a_waiting_process_sleeps_between_looks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(time, "sleep", look)
     store.stage("toy", {"seed": 0}, [], build, folder=tmp_path, rebuild=True)
+    assert "waiting for another process to build toy\n" in capsys.readouterr().err
     assert looks and looks[0] == pytest.approx(store.SECONDS_BETWEEN_LOOKS)
     assert store.SECONDS_BETWEEN_LOOKS >= 0.1
 
