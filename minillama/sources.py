@@ -254,6 +254,8 @@ def _is_the_users(module):
     """Whether a module is the user's own: a notebook, a file, but nothing installed."""
     if module == "__main__":
         return True
+    if module.removeprefix(f"{OURS.package}.") in OURS.texts:
+        return False
     file = getattr(sys.modules.get(module), "__file__", None)
     folders = Path(file).resolve().parents if file else OTHERS
     return not any(folder in folders for folder in OTHERS)
@@ -263,8 +265,15 @@ def _names_used_by(root):
     """Yield (name, value, attributes looked up) for all that code refers to."""
     functions = [root]
     if isinstance(root, type):
+        scope = vars(sys.modules[root.__module__])
+        names, attributes = _names_outside_methods(root)
+        yield from ((n, scope[n], attributes) for n in sorted(names & scope.keys()))
         functions = [f for member in vars(root).values() for f in _functions_in(member)]
     for function in functions:
+        # Not those that a decorator made, `dataclass` for one: it is named already.
+        made = function.__code__.co_filename == "<string>"
+        if made or not _is_the_users(_home(function)[0]):
+            continue
         scope = dict(function.__globals__)
         captured = zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
@@ -292,6 +301,21 @@ def _functions_in(member):
             yield part
         for wrapped in _wrapped_by(part):
             yield from _functions_in(wrapped)
+
+
+def _names_outside_methods(cls):
+    """The names and attributes in a class's text but for the bodies of its methods."""
+    names, attributes = set(), set()
+    waiting = [ast.parse(text_of(cls))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            attributes.add(node.attr)
+        body = node.body if isinstance(node, DEFINITIONS[:2]) else []
+        waiting += [each for each in ast.iter_child_nodes(node) if each not in body]
+    return names, attributes
 
 
 def _names_in(code):

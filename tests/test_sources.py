@@ -5,12 +5,14 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 
 import minillama
 from minillama import sources, stages, store, world
+from minillama.contracts import expects
 from minillama.sources import Sources
 
 # ------------------------------------------------------------------- texts of a package
@@ -372,6 +374,22 @@ class Child(Own):
     pass
 
 
+def own_list():
+    return [PACE]
+
+
+@dataclass
+class Record:
+    """A dataclass: what its decorator makes has no text of its own."""
+
+    values: list = field(default_factory=own_list)
+    pace: int = PACE
+
+    @expects("x: int")
+    def rated(self, x):
+        return world.sigmoid(x)
+
+
 def own_helper(x=helper_of_lambda, *, y=PACE):
     return x
 
@@ -425,6 +443,13 @@ def test_a_users_class_reaches_what_its_methods_use():
     assert {"minillama.world.sigmoid", "minillama.world.TASKS"} <= found
     assert f"PACE in {__name__}.Own" in found
     assert {"minillama.world.find_prompt", "minillama.world.PHRASINGS"} <= found
+
+
+def test_a_users_dataclass_reaches_defaults_decorators_and_methods():
+    found = told(Record)
+    assert {f"{__name__}.Record", f"{__name__}.own_list"} <= found.keys()
+    assert found[f"PACE in {__name__}.Record"] == 3
+    assert {"minillama.world.sigmoid", "minillama.contracts.expects"} <= found.keys()
 
 
 def test_wrapped_functions_are_looked_into():
