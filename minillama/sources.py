@@ -254,7 +254,8 @@ def _is_the_users(module):
     """Whether a module is the user's own: a notebook, a file, but nothing installed."""
     if module == "__main__":
         return True
-    if module.removeprefix(f"{OURS.package}.") in OURS.texts:
+    package, _, name = module.partition(".")
+    if package == OURS.package and name in OURS.texts:
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     folders = Path(file).resolve().parents if file else OTHERS
