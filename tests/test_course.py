@@ -13,7 +13,7 @@ from minillama.course import plots, sync
 matplotlib.use("Agg")
 
 
-# --------------------------------------------------------------------------------------------------- sync
+# --------------------------------------------------------------------------------- sync
 
 PACKAGE = '''"""A toy module."""
 
@@ -39,12 +39,16 @@ def double(x):
     return 2 * x  # exactly
 '''
 
-DOUBLE = '# Why this is here.\ndef double(x):\n    """Twice x."""\n\n    return 2 * x  # exactly'
+DOUBLE = '''# Why this is here.
+def double(x):
+    """Twice x."""
+
+    return 2 * x  # exactly'''
 POINT = '@dataclass(frozen=True)\nclass Point:\n    """A point."""\n\n    x: int = 0'
 
 
 def project_with(tmp_path, *sources):
-    """A project with one module and one notebook, whose code cells have the given sources."""
+    """A project with one module and one notebook with the given code cells."""
     (tmp_path / "minillama").mkdir(exist_ok=True)
     (tmp_path / "minillama" / "toy.py").write_text(PACKAGE)
     (tmp_path / "notebooks").mkdir(exist_ok=True)
@@ -80,7 +84,8 @@ def filled(tmp_path, source):
         ),  # the cell's order
         (
             "EPS = 0\nLOW, HIGH = 0, 0",
-            "EPS = 1e-6\n# Two comment lines\n# about a pair.\nLOW, HIGH = 0, 1  # bounds",
+            "EPS = 1e-6\n# Two comment lines\n# about a pair.\n"
+            "LOW, HIGH = 0, 1  # bounds",
         ),
         ("EPS: float = 0\ndef double(): ...", "EPS = 1e-6\n\n\n" + DOUBLE),
     ],
@@ -195,7 +200,7 @@ def test_taught_lists_where_each_name_is_defined(tmp_path):
     ]
 
 
-# -------------------------------------------------------------------------------------------------- plots
+# -------------------------------------------------------------------------------- plots
 
 
 @pytest.fixture
@@ -226,7 +231,8 @@ def test_learning_curves_draw_labelled_series(ax):
 
 
 def test_calibration_curve_averages_groups_of_equal_size(ax):
-    # ordered by prediction: (0.1, 0), (0.3, 1) | (0.6, 0), (0.8, 1): means (0.2, 0.5) and (0.7, 0.5)
+    # Ordered by prediction: (0.1, 0), (0.3, 1) | (0.6, 0), (0.8, 1).
+    # Means: (0.2, 0.5) and (0.7, 0.5).
     plots.calibration_curve(ax, [0.8, 0.1, 0.6, 0.3], [1, 0, 0, 1], "toy", bins=2)
     perfect, curve = ax.get_lines()
     assert perfect.get_xdata().tolist() == perfect.get_ydata().tolist() == [0, 1]
