@@ -9,8 +9,9 @@ is used as a whole (`getattr(world, name)`), all of it counts, and so do stateme
 module that define nothing. Objects that a function is handed are not followed: whoever
 makes a key names them too.
 
-Left out: what is found by other ways than names (`eval`, `importlib`), code of other
-packages, and modules edited between the first import of the package and their own.
+Left out: what is found by other ways than names (`eval`, `importlib`, `import *`), code
+of other packages, and modules that are edited after the first import of the package and
+before their own. The text of a user's own file is read when a key first needs it.
 """
 
 import ast
@@ -28,7 +29,8 @@ import minillama
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 OTHERS = tuple(
-    Path(sysconfig.get_path(name)) for name in ("stdlib", "platlib", "purelib")
+    Path(sysconfig.get_path(name)).resolve()
+    for name in ("stdlib", "platlib", "purelib")
 )
 
 
@@ -116,7 +118,6 @@ class Sources:
         """Yield the places that a statement of a module names."""
         nodes = list(ast.walk(statement))
         local = self._imported([node for node in nodes if isinstance(node, IMPORTS)])
-        yield from (p for p in local.values() if isinstance(statement, DEFINITIONS))
 
         def place_of(node):
             if isinstance(node, ast.Name):
@@ -191,7 +192,11 @@ def texts_behind(roots, describe):
             continue
         seen.append(root)
         if isinstance(root, types.ModuleType):
-            starts += _members(root, ())
+            if _of_the_package(root):
+                starts += _members(root, ())
+            elif _is_the_users(root.__name__):
+                found.append([root.__name__, text_of(root)])
+                waiting += [x for x in vars(root).values() if is_code(x)]
             continue
         waiting += _wrapped_by(root)
         module, name = _home(root)
@@ -203,9 +208,9 @@ def texts_behind(roots, describe):
             found.append([f"{module}.{name}", text_of(root)])
             waiting += root.__bases__ if isinstance(root, type) else []
             for used, value, attributes in _names_used_by(root):
-                if isinstance(value, types.ModuleType):
+                if isinstance(value, types.ModuleType) and _of_the_package(value):
                     starts += _members(value, attributes)
-                elif is_code(value):
+                elif isinstance(value, types.ModuleType) or is_code(value):
                     waiting.append(value)
                 else:
                     used = f"{used} in {module}.{name}"
@@ -219,7 +224,7 @@ def texts_behind(roots, describe):
 
 @functools.cache
 def text_of(root):
-    """Return the text of a function or class outside the package, read once."""
+    """Return the text of a function, class or module that is the user's, read once."""
     return textwrap.dedent(inspect.getsource(root))
 
 
@@ -249,6 +254,9 @@ def _is_the_users(module):
     """Whether a module is the user's own: a notebook, a file, but nothing installed."""
     if module == "__main__":
         return True
+    package, _, name = module.partition(".")
+    if package == OURS.package and name in OURS.texts:
+        return False
     file = getattr(sys.modules.get(module), "__file__", None)
     folders = Path(file).resolve().parents if file else OTHERS
     return not any(folder in folders for folder in OTHERS)
@@ -258,8 +266,15 @@ def _names_used_by(root):
     """Yield (name, value, attributes looked up) for all that code refers to."""
     functions = [root]
     if isinstance(root, type):
+        scope = vars(sys.modules[root.__module__])
+        names, attributes = _names_outside_methods(root)
+        yield from ((n, scope[n], attributes) for n in sorted(names & scope.keys()))
         functions = [f for member in vars(root).values() for f in _functions_in(member)]
     for function in functions:
+        # Not those that a decorator made, `dataclass` for one: it is named already.
+        made = function.__code__.co_filename == "<string>"
+        if made or not _is_the_users(_home(function)[0]):
+            continue
         scope = dict(function.__globals__)
         captured = zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
@@ -285,8 +300,23 @@ def _functions_in(member):
     for part in parts:
         if isinstance(part, types.FunctionType):
             yield part
-            for wrapped in _wrapped_by(part):
-                yield from _functions_in(wrapped)
+        for wrapped in _wrapped_by(part):
+            yield from _functions_in(wrapped)
+
+
+def _names_outside_methods(cls):
+    """The names and attributes in a class's text but for the bodies of its methods."""
+    names, attributes = set(), set()
+    waiting = [ast.parse(text_of(cls))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            attributes.add(node.attr)
+        body = node.body if isinstance(node, DEFINITIONS[:2]) else []
+        waiting += [each for each in ast.iter_child_nodes(node) if each not in body]
+    return names, attributes
 
 
 def _names_in(code):
@@ -302,10 +332,13 @@ def _names_in(code):
     return names, attributes
 
 
+def _of_the_package(module):
+    package, _, name = module.__name__.partition(".")
+    return package == OURS.package and (name or "__init__") in OURS.texts
+
+
 def _members(module, attributes):
     """The places in a module of ours among `attributes`, or all of it."""
-    package, _, name = module.__name__.partition(".")
-    if package != OURS.package or (name or "__init__") not in OURS.texts:
-        return []
-    places = [OURS.member(name or "__init__", each) for each in sorted(attributes)]
-    return list(filter(None, places)) or [(name or "__init__", None)]
+    name = module.__name__.partition(".")[2] or "__init__"
+    places = [OURS.member(name, each) for each in sorted(attributes)]
+    return list(filter(None, places)) or [(name, None)]

@@ -106,7 +106,8 @@ def content(value, name):
         raise TypeError(
             f"key: {name} must be plain data, tensors or a model, got a {kind}"
         )
-    text = repr(sorted(value, key=repr)) if isinstance(value, set | frozenset) else text
+    if isinstance(value, set | frozenset):
+        text = f"a set of {sorted(map(repr, value))}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -118,22 +118,6 @@ def test_an_interrupted_run_goes_on_at_its_last_finished_stage(
         assert again[name] == report[name]
 
 
-def test_stages_come_from_the_store_until_a_setting_changes(store, monkeypatch):
-    first = stages.Stages(stages.QUICK)
-    weights = first.sft.lm_head.weight
-    calls = []
-    monkeypatch.setattr(
-        stages, "train_lm", lambda *arguments: calls.append(arguments) or [0.0]
-    )
-    second = stages.Stages(stages.QUICK)
-    assert torch.equal(second.sft.lm_head.weight, weights)
-    assert second.notes["sft"] == first.notes["sft"] and not calls
-    assert len(first.notes["sft"]["curve"]) == stages.QUICK.sft.steps
-    changed = replace(stages.QUICK, sft=replace(stages.QUICK.sft, steps=4))
-    # The base model was served, SFT built anew.
-    assert stages.Stages(changed).sft is not None and len(calls) == 1
-
-
 def test_a_diverging_run_keeps_its_last_good_weights(store, capsys):
     broken = replace(stages.QUICK, base=replace(stages.QUICK.base, lr=math.inf))
     with pytest.raises(TrainingDiverged, match="step 0: weights .*batch of examples"):
@@ -240,15 +224,6 @@ def test_wins_by_hand():
     assert pipeline.wins(prompts, [GOOD, RUDE, REFUSAL], [GOOD, GOOD, GOOD]) == (
         pytest.approx(1.5 / 3)
     )
-
-
-def test_gold_summary_by_hand():
-    summary = stages.gold_summary([EGG, EGG, BIKE], [GOOD, RISKY, REFUSAL])
-    assert summary == {
-        "helpfulness": pytest.approx(0.5 / 5.5),
-        "risky_advice": 0.5,
-        "refusal": 1.0,
-    }
 
 
 def test_kl_per_answer_is_the_mean_of_the_log_ratios_sums(quick):
@@ -380,21 +355,6 @@ def test_evaluate_needs_both_kinds_of_prompts(prompts, quick):
         pipeline.evaluate(quick, prompts)
 
 
-def test_held_out_pairs_are_on_fresh_prompts():
-    fresh = set(world.held_out_prompts())
-    for held_out in (True, False):
-        groups = stages.draw_preferences(
-            stages.QUICK, "safety", "x", 30, 4, held_out=held_out
-        )
-        for group in groups:
-            assert len(group) == 6 and len({x.prompt for x in group}) == 1
-            assert (group[0].prompt in fresh) is held_out
-    ordinary = stages.draw_preferences(
-        stages.QUICK, "helpfulness", "x", 30, 2, held_out=True
-    )
-    assert not any(group[0].prompt.is_safety for group in ordinary)
-
-
 # -------------------------------------------------------------------------------- words
 
 
@@ -520,11 +480,3 @@ def test_ask_knows_its_world(quick):
 def test_bad_input_is_refused_by_name(call, kind, message, quick):
     with pytest.raises(kind, match=message):
         call(quick)
-
-
-def test_devices(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert stages.choose_device("auto") == "cpu"
-    for name in ("cuda", "tpu"):
-        with pytest.raises(ValueError, match="name"):
-            stages.choose_device(name)
