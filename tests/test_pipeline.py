@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from minillama import pipeline, stages, world
 from minillama.__main__ import main
+from minillama.data import pair_example
 from minillama.optim import TrainingDiverged
 
 EGG, BIKE = world.find_prompt("boil an egg"), world.find_prompt("steal a bike")
@@ -324,11 +325,17 @@ def test_reward_model_accuracy_by_hand(quick, monkeypatch):
             [(pair, pair.rejected) for pair in pairs],
         )
     ]
-    fresh = {prompt.text for prompt in world.held_out_prompts()}
-    assert {pair.prompt.text for pair in pairs} <= fresh
+    judged = []
+    monkeypatch.setattr(
+        pipeline,
+        "pair_example",
+        lambda *given: judged.append(given[1]) or pair_example(*given),
+    )
     Scores(monkeypatch, *utilities)
     best = pipeline.reward_model_accuracy(*given)
     assert best["accuracy"] == pytest.approx(best["ceiling"]) and best["ceiling"] < 1
+    assert judged == pairs
+    assert {pair.prompt for pair in judged} <= set(world.held_out_prompts())
     Scores(monkeypatch, *reversed(utilities))
     worst = pipeline.reward_model_accuracy(*given)
     assert worst["accuracy"] == pytest.approx(1 - best["ceiling"])
