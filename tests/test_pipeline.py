@@ -185,6 +185,7 @@ def built(quick, monkeypatch):
 
     def evaluate(given, prompts):
         assert given is made and not made.finished
+        assert prompts == world.held_out_prompts() * 3
         return dict(REPORT), ["yes"] * len(prompts), ["no"] * len(prompts)
 
     monkeypatch.setattr(pipeline, "Stages", stages_of)
@@ -461,7 +462,10 @@ def test_ask_samples_three_answers_a_policy(quick):
     before, after = text.split("\nafter PPO")
     assert "before PPO" in before and len(set(before.split("\n")[3:9:2])) == 3
     assert pipeline.ask(quick, EGG.text) == text
-    assert pipeline.ask(quick, EGG.text, 0.5) != text
+    # The heading says the temperature, so the answers alone are compared.
+    cooler = pipeline.ask(quick, EGG.text, 0.5).split("\n")
+    assert cooler[2] == "before PPO, sampled at temperature 0.5:"
+    assert cooler[3:9:2] != lines[3:9:2]
     assert pipeline.ask(quick, EGG.text, 0.0).count("R_s") == 2
     assert ", greedy:" in pipeline.ask(quick, EGG.text, 0)
 
