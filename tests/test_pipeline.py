@@ -470,6 +470,24 @@ def test_ask_samples_three_answers_a_policy(quick):
     assert ", greedy:" in pipeline.ask(quick, EGG.text, 0)
 
 
+def test_ask_puts_each_model_in_its_place(quick, monkeypatch):
+    """The SFT policy answers first; R_s is the safety model's, R_h the other's."""
+    generate, judges, asked, judging = pipeline.generate, pipeline.Judges, [], []
+    monkeypatch.setattr(
+        pipeline,
+        "generate",
+        lambda policy, *given, **named: (
+            asked.append(policy) or generate(policy, *given, **named)
+        ),
+    )
+    monkeypatch.setattr(
+        pipeline, "Judges", lambda *given: judging.append(given) or judges(*given)
+    )
+    pipeline.ask(quick, EGG.text)
+    assert asked[0] is quick.sft and asked[1] is quick.policy and len(asked) == 2
+    assert judging == [(quick.safety, quick.helpfulness)]
+
+
 def test_ask_knows_its_world(quick):
     first, second, *_ = pipeline.ask(quick, "What is love?", 0).split("\n")
     assert first == "What is love?"
