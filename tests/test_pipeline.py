@@ -295,7 +295,9 @@ def test_sample_answers_takes_every_prompt_once_in_order(quick, monkeypatch):
     ]
     for prompt, question in zip(prompts, questions, strict=True):
         assert world.normalise(prompt.text) in world.normalise(question)
-    assert rollouts[0].response_mask.sum(1).max() <= quick.settings.ppo.max_new_tokens
+    # A policy of a few steps hardly ever ends an answer: some fill all the room.
+    longest = max(rollout.response_mask.sum(1).max() for rollout in rollouts)
+    assert longest == quick.settings.ppo.max_new_tokens
     assert pipeline.sample_answers(*given, "one")[0] == texts
     assert pipeline.sample_answers(*given, "other")[0] != texts
 
