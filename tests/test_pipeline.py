@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from minillama import pipeline, stages, world
 from minillama.__main__ import main
+from minillama.data import pair_example
 from minillama.optim import TrainingDiverged
 
 EGG, BIKE = world.find_prompt("boil an egg"), world.find_prompt("steal a bike")
@@ -168,6 +169,7 @@ def built(quick, monkeypatch):
 
     def evaluate(given, prompts):
         assert given is made and not made.finished
+        assert prompts == world.held_out_prompts() * 3
         return dict(REPORT), ["yes"] * len(prompts), ["no"] * len(prompts)
 
     monkeypatch.setattr(pipeline, "Stages", stages_of)
@@ -268,7 +270,9 @@ def test_sample_answers_takes_every_prompt_once_in_order(quick, monkeypatch):
     ]
     for prompt, question in zip(prompts, questions, strict=True):
         assert world.normalise(prompt.text) in world.normalise(question)
-    assert rollouts[0].response_mask.sum(1).max() <= quick.settings.ppo.max_new_tokens
+    # A policy of a few steps hardly ever ends an answer: some fill all the room.
+    longest = max(rollout.response_mask.sum(1).max() for rollout in rollouts)
+    assert longest == quick.settings.ppo.max_new_tokens
     assert pipeline.sample_answers(*given, "one")[0] == texts
     assert pipeline.sample_answers(*given, "other")[0] != texts
 
@@ -299,11 +303,17 @@ def test_reward_model_accuracy_by_hand(quick, monkeypatch):
             [(pair, pair.rejected) for pair in pairs],
         )
     ]
-    fresh = {prompt.text for prompt in world.held_out_prompts()}
-    assert {pair.prompt.text for pair in pairs} <= fresh
+    judged = []
+    monkeypatch.setattr(
+        pipeline,
+        "pair_example",
+        lambda *given: judged.append(given[1]) or pair_example(*given),
+    )
     Scores(monkeypatch, *utilities)
     best = pipeline.reward_model_accuracy(*given)
     assert best["accuracy"] == pytest.approx(best["ceiling"]) and best["ceiling"] < 1
+    assert judged == pairs
+    assert {pair.prompt for pair in judged} <= set(world.held_out_prompts())
     Scores(monkeypatch, *reversed(utilities))
     worst = pipeline.reward_model_accuracy(*given)
     assert worst["accuracy"] == pytest.approx(1 - best["ceiling"])
@@ -414,9 +424,30 @@ def test_ask_samples_three_answers_a_policy(quick):
     before, after = text.split("\nafter PPO")
     assert "before PPO" in before and len(set(before.split("\n")[3:9:2])) == 3
     assert pipeline.ask(quick, EGG.text) == text
-    assert pipeline.ask(quick, EGG.text, 0.5) != text
+    # The heading says the temperature, so the answers alone are compared.
+    cooler = pipeline.ask(quick, EGG.text, 0.5).split("\n")
+    assert cooler[2] == "before PPO, sampled at temperature 0.5:"
+    assert cooler[3:9:2] != lines[3:9:2]
     assert pipeline.ask(quick, EGG.text, 0.0).count("R_s") == 2
     assert ", greedy:" in pipeline.ask(quick, EGG.text, 0)
+
+
+def test_ask_puts_each_model_in_its_place(quick, monkeypatch):
+    """The SFT policy answers first; R_s is the safety model's, R_h the other's."""
+    generate, judges, asked, judging = pipeline.generate, pipeline.Judges, [], []
+    monkeypatch.setattr(
+        pipeline,
+        "generate",
+        lambda policy, *given, **named: (
+            asked.append(policy) or generate(policy, *given, **named)
+        ),
+    )
+    monkeypatch.setattr(
+        pipeline, "Judges", lambda *given: judging.append(given) or judges(*given)
+    )
+    pipeline.ask(quick, EGG.text)
+    assert asked[0] is quick.sft and asked[1] is quick.policy and len(asked) == 2
+    assert judging == [(quick.safety, quick.helpfulness)]
 
 
 def test_ask_knows_its_world(quick):
