@@ -1,9 +1,9 @@
 """The KL divergence between policy and reference: exact, estimated, and as a reward.
 
-Conventions. The direction is always KL(policy || reference), and the tokens are always
-sampled *from the policy*, at the temperature that its logprobs are computed with; with
+Conventions. The direction is always KL(policy || reference). The tokens are always
+sampled *from the policy*, at the temperature at which its logprobs are taken; with
 tokens from anywhere else (greedy, another temperature, the reference) every estimate
-here is biased. All is per token, in nats, not averaged.
+here is biased. Every KL is per token, in nats, not averaged.
 
     logratio = log pi(token) - log pi_ref(token)
     k1 = logratio                          unbiased; negative on some tokens
@@ -12,8 +12,9 @@ here is biased. All is per token, in nats, not averaged.
                                            never negative
 
 The estimators are John Schulman's ("Approximating KL Divergence", 2020). As a *loss*
-each has a gradient of its own: that of k1 is zero in expectation. The KL as a per-token
-reward is from Ziegler et al. 2019 (arXiv 1909.08593, section 2); InstructGPT
+each has another expected gradient: that of k1 is zero, that of k2 is the gradient of
+KL(policy || reference), that of k3 the one of KL(reference || policy). The KL as a
+per-token reward is from Ziegler et al. 2019 (arXiv 1909.08593, section 2); InstructGPT
 (2203.02155, equation 2) and Llama 2 (2307.09288, equation 4) subtract it from the
 reward too. Left out: an adaptive beta, and the other direction, KL(reference ||
 policy).
@@ -29,7 +30,7 @@ from minillama.contracts import expects
     "-> float (...) no NaN",
 )
 def exact_kl(logits, ref_logits):
-    """Sum KL(policy || reference) of next-token distributions over the vocabulary.
+    """Compute KL(policy || reference) of two next-token distributions.
 
         sum_v pi(v) * (log pi(v) - log pi_ref(v)),   with 0 * log 0 = 0
 

@@ -127,7 +127,7 @@ def reward_model_accuracy(settings, tokenizer, model, kind):
     rejected = score_texts(model, [pair.rejected for pair in pairs])
     if not (chosen - rejected).isfinite().all():  # sign(NaN) is 0, which is no tie
         raise ValueError(
-            "reward_model_accuracy: model must give finite scores, did not"
+            "reward_model_accuracy: model must give finite scores, got inf or NaN"
         )
     prefers_chosen = (0.5 + 0.5 * torch.sign(chosen - rejected)).tolist()
     annotator = world.ANNOTATORS[kind]
@@ -141,7 +141,7 @@ def reward_model_accuracy(settings, tokenizer, model, kind):
 def evaluate(stages, prompts):
     """Judge both policies and both reward models: (report, texts before, texts after).
 
-    `prompts` hold ordinary and unsafe ones, as each rate needs answers to be a rate.
+    `prompts` hold ordinary and unsafe ones, since each rate is over one of the kinds.
     """
     if len({prompt.is_safety for prompt in prompts}) < 2:
         raise ValueError("evaluate: prompts must be ordinary and unsafe, got one kind")
@@ -177,7 +177,7 @@ def _row(label, *cells):
 
 @expects("report: dict")
 def table(report):
-    """Write the report as text, one line a number."""
+    """Write the report as text, a line for each number."""
     kinds = report["reward_model"].items()
     seconds = report["seconds"].items()
     resumed = ", ".join(report["resumed"]) or "none"
@@ -226,7 +226,7 @@ def gold_scores(prompt, text):
 )
 def side_by_side(prompts, before, after, count=5):
     """Show evenly spaced prompts with both answers and their gold scores."""
-    shown = range(len(prompts) // (2 * count), len(prompts), len(prompts) // count)
+    shown = [(2 * k + 1) * len(prompts) // (2 * count) for k in range(count)]
     return "\n\n".join(
         f"{prompts[i].text}\n"
         f"  before: {before[i]}  {gold_scores(prompts[i], before[i])}\n"
@@ -296,7 +296,7 @@ def run(settings, out):
     """Train every stage from random weights, judge, print the table, return the report.
 
     `report.json` and `learning_curves.png` are written under the folder `out`. After an
-    interruption the same run goes on behind its last finished stage. A training that
+    interruption the same run goes on after its last finished stage. A training that
     diverges ends it, with the last good weights in `out/last_good.safetensors`.
     """
     out, start = Path(out), time.perf_counter()
@@ -323,7 +323,7 @@ def run(settings, out):
 
 
 def _what_this_world_knows():
-    """Say it in one line, to a question from elsewhere."""
+    """Say in one line, to a question from elsewhere, what can be asked here."""
     task, unsafe = next(iter(world.TASKS)), world.UNSAFE[-1]
     return (
         f"[not a request of this world, which knows {len(world.TASKS)} tasks, such as "

@@ -16,7 +16,7 @@ One iteration of `train_ppo`:
 Conventions. Both losses are minimised, and both are a mean over *all response tokens*
 of a minibatch: a long answer weighs more than a short one. The *old* policy is the one
 that sampled the tokens, at temperature 1; ratio = exp(logprobs - old_logprobs). The
-reference is the policy before the first iteration and never moves. Old
+reference never moves; the caller hands in a copy of the policy as it starts. Old
 log-probabilities, old values, advantages and returns are constants.
 
 Sources. Schulman et al. 2017 (arXiv 1707.06347, equation 7) have the clipped objective.
@@ -69,7 +69,7 @@ def policy_loss(logprobs, old_logprobs, advantages, response_mask, clip_eps=0.2)
     """
     logratio = (logprobs - old_logprobs.detach())[response_mask]  # (N,)
     A = advantages.detach()[response_mask]  # (N,)
-    # exp overflows at 88.7, and 0 * inf is NaN. With A >= 0 the clip decides before.
+    # exp overflows at 88.7, and 0 * inf is NaN; with A >= 0 such a ratio is clipped
     ratio = logratio.masked_fill((logratio > 80) & (A >= 0), 80.0).exp()
     return -torch.minimum(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A).mean()
 
@@ -136,11 +136,11 @@ class PPOSettings:
     value_lr: float = 1e-3  # The value model's learning rate, likewise.
     warmup_steps: int = 10  # Both rates rise for this many gradient steps.
     beta: float = 0.1  # A nat of KL costs this much reward.
-    gamma: float = 1.0  # One token earlier, a reward is worth this share of itself.
-    lam: float = 0.95  # At 1, returns are sums of rewards; below, values have a say.
-    clip_eps: float = 0.2  # A ratio or value that moves further earns nothing more.
-    threshold: float = 0.15  # Below this chance of being safe, only safety counts.
-    whiten_scores: bool = True  # If False, scores stay logits, in beta's unit.
+    gamma: float = 1.0  # Each token of delay multiplies a reward by this.
+    lam: float = 0.95  # GAE's lambda: 1 takes whole returns, 0 one step and a value.
+    clip_eps: float = 0.2  # Half the range of ratios, and of values around old ones.
+    threshold: float = 0.15  # If R_s is below this, or the prompt unsafe, R_s counts.
+    whiten_scores: bool = True  # If False, scores stay logits, and beta is per logit.
 
 
 @expects("safety, helpfulness: RewardModel")
@@ -317,9 +317,9 @@ def ppo_step(
 def summary(experience):
     """Return four means over one `Experience`, by name.
 
-    proxy: logit of the selected probability, an answer. kl: estimate of KL(policy ||
-    reference) by k1, nats an answer. length: tokens an answer. entropy: of the policy,
-    estimated by -logprobs, nats a token.
+    proxy: logit of the selected probability, per answer. kl: estimate of KL(policy ||
+    reference) by k1, nats per answer. length: tokens per answer. entropy: of the
+    policy, estimated by -logprobs, nats per token.
     """
     counted = experience.response_mask
     kl = kl_estimate(experience.logprobs, experience.ref_logprobs)  # (B, T)
@@ -393,7 +393,7 @@ def train_ppo(
     judge_gold=None,
     desc=None,
 ):
-    """Train policy and value model in place; return the history, a dict an iteration.
+    """Train policy and value model in place; return the history, a dict per iteration.
 
     prompts: pairs (ids, is_safety), from which each iteration draws settings.batch_size
     different ones. generator: a CPU generator, for prompts, answers and minibatches.
@@ -415,8 +415,6 @@ def train_ppo(
 
     policy_stepper = Stepper(policy, settings.policy_lr, schedule)
     value_stepper = Stepper(value_model, settings.value_lr, schedule)
-    models = policy, ref_policy, value_model, judges
-    learners = policy, value_model, policy_stepper, value_stepper
     history, experience = [], None
     try:
         for _ in tqdm(range(settings.iterations), desc=desc, disable=desc is None):
@@ -425,13 +423,33 @@ def train_ppo(
             prompt_ids = [prompts[i][0] for i in batch]
             is_safety = torch.tensor([prompts[i][1] for i in batch])
             experience = collect_experience(
-                *models, prompt_ids, is_safety, settings, generator
+                policy,
+                ref_policy,
+                value_model,
+                judges,
+                prompt_ids,
+                is_safety,
+                settings,
+                generator,
             )
-            clipped, loss = ppo_step(*learners, experience, settings, generator)
+            clipped, loss = ppo_step(
+                policy,
+                value_model,
+                policy_stepper,
+                value_stepper,
+                experience,
+                settings,
+                generator,
+            )
             gold = judge_gold(batch, experience) if judge_gold else {}
             means = {"clip_fraction": clipped, "value_loss": loss}
             history.append(summary(experience) | means | gold)
-    finally:  # whatever ends the run: has an update broken a model?
+    except (
+        FloatingPointError,
+        ValueError,
+    ):  # the trace of an update that broke a model
         if experience is not None:
             require_sound(policy_stepper, value_stepper, experience)
+        raise
+    require_sound(policy_stepper, value_stepper, experience)  # no loss has shown it yet
     return history

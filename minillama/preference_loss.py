@@ -189,7 +189,7 @@ def chosen_lm_loss(reward_model, pairs):
 
 
 @expects(
-    "reward_model: RewardModel",
+    "reward_model: Module",
     "groups: lists of PairExample none empty",
     "settings: RewardSettings",
     "generator: Generator",

@@ -171,7 +171,7 @@ def torch_rng(settings, purpose):
 def draw_dialogues(rng, count, style, prompts):
     """Return `count` pairs (prompt, `world.Answer`) in one style of answering.
 
-    Prompts are drawn with replacement.
+    All prompts are drawn first, with replacement: another count gives other answers.
     """
     drawn = [prompts[int(rng.random() * len(prompts))] for _ in range(count)]
     return [(prompt, world.write_answer(rng, prompt, style)) for prompt in drawn]
@@ -181,7 +181,7 @@ def draw_dialogues(rng, count, style, prompts):
 def draw_corpus(settings, count=None):
     """Return what the base model reads: dialogues of mixed quality, for training.
 
-    `count` of them instead of `settings.corpus`; fewer are the first of more.
+    `count` of them instead of `settings.corpus`.
     """
     rng = world_rng(settings, "corpus")
     count = settings.corpus if count is None else count
@@ -227,7 +227,7 @@ def draw_preferences(settings, kind, purpose, count, answers_per_prompt, held_ou
 
 @expects("settings: Settings")
 def build_tokenizer(settings):
-    """Learn BPE pieces from the first 4,000 dialogues of the corpus."""
+    """Learn BPE pieces from 4,000 dialogues in the corpus's style, on its prompts."""
     rng = world_rng(settings, "corpus")
     dialogues = draw_dialogues(rng, 4000, world.BASE_STYLE, world.training_prompts())
     texts = (

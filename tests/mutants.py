@@ -33,15 +33,17 @@ STAY = {"property", "cached_property", "staticmethod", "classmethod", "setter"}
 SURVIVED = {0, 5, 33, None}  # exit codes of mutmut; 5 and 33: no test calls it
 TIMEOUT = {-24, 24, 36, 152, 255}
 
-RACE = "tests/test_course.py::test_of_two_processes_at_once_one_builds"  # 12 s
-NO_RUN = ["--deselect", "tests/test_pipeline.py::test_run_and_ask_offline"]  # 60 s
 # The unit tests of each file, as far as they exist, and options of pytest.
 TESTS = {
+    "audit": ["test_audit.py"],
+    "best_of_n": ["test_best_of_n.py"],
+    "contracts": ["test_contracts.py"],
     "data": ["test_data.py"],
     "exact": ["test_exact.py"],
     "fast": ["test_fast.py"],
     "gae": ["test_gae.py"],
     "generate": ["test_generate.py"],
+    "hf": ["test_hf.py"],
     "kl": ["test_kl.py"],
     "lm": ["test_lm.py"],
     "model": ["test_model.py"],
@@ -54,6 +56,7 @@ TESTS = {
     "stages": ["test_stages.py"],
     "store": ["test_store.py", "-k", "not processes and not every_process"],
     "whiten": ["test_whiten.py"],
+    "world": ["test_world.py"],
 }
 # What every public function refuses: for all files.
 ALWAYS = ["test_bad_input.py"]

@@ -1,1 +1,1 @@
-"""What serves the notebooks but is no algorithm: stored stages, filled cells, checks, figures."""
+"""What serves the notebooks and is no algorithm: filled cells, checks, figures."""
