@@ -194,7 +194,7 @@ def adversarial_pairs(rng, prompts):
     ]
 
 
-def _differences(caller, score, firsts, seconds):
+def differences_of(caller, score, firsts, seconds):
     """How much more the first dialogues score than the second ones, a tensor."""
     scores = score(firsts), score(seconds)
     for x in scores:
@@ -213,7 +213,7 @@ def accuracy_by_flaw(score, pairs):
     """
     dull = [(prompt.text, text) for _, prompt, text, _ in pairs]
     flawed = [(prompt.text, text) for _, prompt, _, text in pairs]
-    differences = _differences("accuracy_by_flaw", score, dull, flawed)  # (N,)
+    differences = differences_of("accuracy_by_flaw", score, dull, flawed)  # (N,)
     if differences.shape != (len(pairs),) or not differences.isfinite().all():
         raise ValueError(
             f"accuracy_by_flaw: score must return ({len(pairs)},) finite scores, got "
@@ -363,7 +363,7 @@ def audit(score, preferences, length, exact=None, adversarial=(), buckets=6):
         )
     chosen = [x.chosen for x in preferences]
     rejected = [x.rejected for x in preferences]
-    differences = _differences(
+    differences = differences_of(
         "audit",
         score,
         [(x.prompt.text, x.chosen) for x in preferences],

@@ -76,7 +76,7 @@ class LMSettings:
     warmup_steps: int = 30  # The learning rate climbs for so many steps.
 
 
-def _require_readable(caller, model, examples):
+def require_readable(caller, model, examples):
     """Refuse, in the name of a caller, what would stop it in the middle."""
     require_lm_head(model, caller)
     size = model.config.vocab_size
@@ -106,7 +106,7 @@ def train_lm(model, examples, settings, generator, desc=None):
             f"train_lm: examples must be at least settings.batch_size = "
             f"{settings.batch_size}, got {len(examples)}"
         )
-    _require_readable("train_lm", model, examples)
+    require_readable("train_lm", model, examples)
     device = next(model.parameters()).device
     lengths = [len(example.ids) for example in examples]
     batches = endless_batches(lengths, settings.batch_size, generator)
@@ -132,7 +132,7 @@ def train_lm(model, examples, settings, generator, desc=None):
 @torch.no_grad()
 def evaluate_lm(model, examples, batch_size=128):
     """Return the mean loss over all counted tokens, in nats, and how many they are."""
-    _require_readable("evaluate_lm", model, examples)
+    require_readable("evaluate_lm", model, examples)
     device = next(model.parameters()).device
     total, count = 0.0, 0
     ordered = sorted(examples, key=lambda example: len(example.ids))

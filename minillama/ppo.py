@@ -202,7 +202,7 @@ class Experience(Rollout):
         return Experience(**{name: x[index] for name, x in vars(self).items()})
 
 
-def _require_judges(caller, judges):
+def require_judges(caller, judges):
     """Refuse, in the name of a caller, what is no `Judges` nor does as they do."""
     if not callable(getattr(judges, "probabilities", None)):
         raise TypeError(
@@ -229,7 +229,7 @@ def collect_experience(
     The reward is Llama 2's (section 3.2.3): R_c = select(R_s, R_h), then
     whiten(logit(R_c)) on the last token, and only *then* -beta * k1 on every token.
     """
-    _require_judges("collect_experience", judges)
+    require_judges("collect_experience", judges)
     rollout = generate(policy, prompt_ids, settings.max_new_tokens, generator=generator)
     ids, mask, response_mask = rollout.ids, rollout.mask, rollout.response_mask
     ref_logprobs = response_logprobs(ref_policy, ids, mask, response_mask)
@@ -407,7 +407,7 @@ def train_ppo(
     """
     require_lm_head(policy, "train_ppo")
     require_prompts(prompts, policy, settings)
-    _require_judges("train_ppo", judges)
+    require_judges("train_ppo", judges)
     total = settings.iterations * settings.epochs * settings.minibatches
 
     def schedule(step):

@@ -39,7 +39,7 @@ def load_pieces(model_bytes):
     return pieces
 
 
-def _as_list(ids, caller):
+def as_list(ids, caller):
     """The ids of one text as integers; those of several are refused for a caller."""
     if len(shape := tuple(getattr(ids, "shape", (0,)))) != 1:
         raise ValueError(f"{caller}: ids must be those of one text, got shape {shape}")
@@ -84,7 +84,7 @@ class Tokenizer:
 
     def _known(self, ids, method):
         """The ids as a list; IndexError, in a method's name, for one without piece."""
-        ids = _as_list(ids, f"Tokenizer.{method}")
+        ids = as_list(ids, f"Tokenizer.{method}")
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise IndexError(
@@ -155,7 +155,7 @@ def encode_response(tokenizer, response):
 @expects("tokenizer: Tokenizer", "ids: list of ids or int64 or range")
 def decode_response(tokenizer, ids):
     """Return a response's text up to its EOS, without the space that opens it."""
-    ids = _as_list(ids, "decode_response")
+    ids = as_list(ids, "decode_response")
     if EOS_ID in ids:
         ids = ids[: ids.index(EOS_ID)]
     return tokenizer.decode(ids).removeprefix(" ")
