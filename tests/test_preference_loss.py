@@ -521,8 +521,8 @@ def test_bad_arguments_of_the_loop(field, value, error, message):
 def test_an_lm_term_needs_an_lm_head():
     settings = RewardSettings(batch_size=1, warmup_steps=1, lm_weight=1.0)
     message = (
-        "^chosen_lm_loss: reward_model must be made with keep_lm_head=True, "
-        "got one without lm_head$"
+        "^train_reward_model: reward_model must be made with keep_lm_head=True "
+        "for an lm_weight above 0, got one without lm_head$"
     )
     with pytest.raises(ValueError, match=message):
         train_reward_model(model(), [PAIRS], settings, seeded())

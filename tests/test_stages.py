@@ -494,7 +494,8 @@ AFTER = {
 def test_which_stages_a_setting_rebuilds(served, monkeypatch, field):
     """Keys only: the store is asked for nothing, and hands out the stages of TINY."""
     value = getattr(TINY, field)
-    other = {"device": "cuda", "base": replace(TINY.base, lr=0.5)}.get(field)
+    changes = {"device": "cuda", "dim": 32, "n_heads": 4}
+    other = (changes | {"base": replace(TINY.base, lr=0.5)}).get(field)
     if other is None and field in ("sft", "helpfulness", "safety"):
         other = replace(value, lr=0.5)
     if field == "ppo":
