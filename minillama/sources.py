@@ -226,23 +226,25 @@ def texts_behind(roots, describe):
 @functools.cache
 def text_of(root):
     """Return the text of a function, class or module that is the user's, read once."""
-    if isinstance(root, type) and root.__module__ == "__main__":
-        return _text_of_a_cells_class(root)
+    in_a_cell = isinstance(root, type) and _text_in_a_cell(root.__name__)
+    if in_a_cell and root.__module__ == "__main__":
+        return in_a_cell
     return textwrap.dedent(inspect.getsource(root))
 
 
-def _text_of_a_cells_class(cls):
-    """The text of a class of a notebook, found in the cell that its methods are from.
+def _text_in_a_cell(name):
+    """The text of a class in the last cell of a notebook that defines it, else None.
 
     Python before 3.13 remembers where a function was written, but not where a class.
     """
-    methods = [f for member in vars(cls).values() for f in _functions_in(member)]
-    for cell in {method.__code__.co_filename for method in methods}:
+    cells = [file for file in linecache.cache if not Path(file).exists()]
+    for cell in reversed(cells):
         text = "".join(linecache.getlines(cell))
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
-                return ast.get_source_segment(text, node)
-    raise OSError(f"text_of: the text of {cls.__name__} must be in a cell, got no cell")
+        if f"class {name}" in text:
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.ClassDef) and node.name == name:
+                    return ast.get_source_segment(text, node)
+    return None
 
 
 def _wrapped_by(root):

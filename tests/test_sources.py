@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import linecache
 import subprocess
 import sys
 import textwrap
@@ -601,3 +602,14 @@ def test_texts_are_those_of_the_first_import(tmp_path):
     first = run()
     assert run("edit") == first  # the old code, under the old text's key
     assert run() != first  # the new code
+
+
+def test_a_class_of_a_cell_has_the_text_of_the_last_cell_that_defines_it(monkeypatch):
+    """A dataclass has no method of its own from which its cell could be known."""
+    for size in (1, 2):
+        lines = ["@dataclass\n", "class InACell:\n", f"    size: int = {size}\n"]
+        entry = (0, None, lines, f"cell {size}")
+        monkeypatch.setitem(linecache.cache, f"cell {size}", entry)
+        in_a_cell = type("InACell", (), {"__module__": "__main__"})
+        expected = f"class InACell:\n    size: int = {size}"
+        assert sources.text_of(in_a_cell) == expected
