@@ -30,7 +30,7 @@ MARGINS = {
 }
 
 
-def _reduce(losses, reduction):
+def reduce_losses(losses, reduction):
     """Return the "mean" or the "sum" of losses (B,), or, for "none", the losses."""
     if reduction == "none":
         return losses
@@ -53,7 +53,7 @@ def bradley_terry_loss(chosen_scores, rejected_scores, margin=None, reduction="m
     """
     margin = 0.0 if margin is None else margin
     losses = -F.logsigmoid(chosen_scores - rejected_scores - margin)  # (B,)
-    return _reduce(losses, reduction)
+    return reduce_losses(losses, reduction)
 
 
 @expects(
@@ -73,7 +73,7 @@ def safety_label_loss(scores, labels, reduction="mean"):
     """
     labels = labels.to(scores.dtype)
     losses = F.binary_cross_entropy_with_logits(scores, labels, reduction="none")
-    return _reduce(losses, reduction)
+    return reduce_losses(losses, reduction)
 
 
 @expects(
@@ -91,7 +91,7 @@ def centring_loss(chosen_scores, rejected_scores, reduction="mean"):
     other, and the weight decides. Source: Eisenstein et al. 2023 (arXiv 2312.09244),
     equation 3.
     """
-    return _reduce((chosen_scores + rejected_scores).square(), reduction)
+    return reduce_losses((chosen_scores + rejected_scores).square(), reduction)
 
 
 @expects(

@@ -1851,6 +1851,7 @@ EXCEPTIONS = {
         "speak as generate, of which they are parts",
     ),
     "ppo": ("require_prompts require_sound require_judges", "speak as train_ppo"),
+    "preference_loss": ("reduce_losses", "a part of each loss, which checks before"),
     "audit": ("Audit differences_of", "a result of audit, a part of it"),
     "world": (
         "Draw Answer connect sigmoid",
