@@ -454,23 +454,18 @@ def other(**changes):
 
 
 @pytest.mark.parametrize(
-    "cache, words",
+    "made_by, words",
     [
-        (
-            KVCache(SMALL, 2, 5),
-            "must have 2 rows and room for 6 tokens, got 2 .* and 5",
-        ),
-        (
-            KVCache(SMALL, 3, 8),
-            "must have 2 rows and room for 6 tokens, got 3 .* and 8",
-        ),
-        (KVCache(other(n_layers=1), 2, 8), "must be of this model's config"),
-        (KVCache(other(n_kv_heads=4), 2, 8), "must be of this model's config"),
-        (KVCache(SMALL, 2, 8, dtype=torch.bfloat16), "must be .* of torch.float32"),
+        ((SMALL, 2, 5), "must have 2 rows and room for 6 tokens, got 2 .* and 5"),
+        ((SMALL, 3, 8), "must have 2 rows and room for 6 tokens, got 3 .* and 8"),
+        ((other(n_layers=1), 2, 8), "must be of this model's config"),
+        ((other(n_kv_heads=4), 2, 8), "must be of this model's config"),
+        ((SMALL, 2, 8, None, torch.bfloat16), "must be .* of torch.float32"),
     ],
 )
 @torch.no_grad()
-def test_a_cache_that_does_not_fit_is_refused(cache, words):
+def test_a_cache_that_does_not_fit_is_refused(made_by, words):
+    cache = KVCache(*made_by)
     cache.extend(torch.ones(cache.batch_size, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=f"^Llama: cache {words}"):
         small()(IDS, cache=cache)
