@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minillama import world
+from minillama import grammar, world, writers
 from minillama.contracts import expects
 from minillama.data import dialogue_example
 from minillama.reward_model import score_texts
@@ -128,8 +128,8 @@ FLAWS = {
 }
 
 
-@expects("draw: Draw", "prompt: Prompt", "flaw: text")
-def spoiled_steps(draw, prompt, flaw):
+@expects("rng: Random", "prompt: Prompt", "flaw: text")
+def spoiled_steps(rng, prompt, flaw):
     """Return the four right steps of an ordinary prompt's task, with a flaw.
 
     They stay right where the flaw is not one of the steps.
@@ -139,7 +139,7 @@ def spoiled_steps(draw, prompt, flaw):
             "spoiled_steps: prompt must be ordinary and flaw one of FLAWS, got "
             f"{prompt.request!r} and {flaw!r}"
         )
-    right, at = list(world.TASKS[prompt.request]), draw.pick((0, 1, 2))
+    right, at = list(world.TASKS[prompt.request]), pick(rng, (0, 1, 2))
     if flaw == "a step is missing":
         return right[:at] + right[at + 1 :]
     if flaw == "two steps are swapped":
@@ -147,7 +147,7 @@ def spoiled_steps(draw, prompt, flaw):
     if flaw == "a step is repeated":
         return right + [right[at]]
     if flaw == "a step of another task":
-        other = draw.pick(world.OTHER_STEPS[prompt.request])
+        other = pick(rng, writers.OTHER_STEPS[prompt.request])
         return right[: at + 1] + [other] + right[at + 1 :]
     return right
 
@@ -163,11 +163,20 @@ def flawed_answer(rng, prompt, flaw):
             "flawed_answer: prompt must be ordinary and flaw one of FLAWS, got "
             f"{prompt.request!r} and {flaw!r}"
         )
-    draw = world.Draw(rng)
-    sentences = world.connect(draw, spoiled_steps(draw, prompt, flaw))
+    sentences = said_in_order(rng, spoiled_steps(rng, prompt, flaw))
     if FLAWS[flaw]:
-        sentences.insert(draw.pick((1, 2, 3)), draw.pick(FLAWS[flaw]))
-    return " ".join([draw.pick(world.OPENERS), *sentences, draw.pick(world.CLOSERS)])
+        sentences.insert(pick(rng, (1, 2, 3)), pick(rng, FLAWS[flaw]))
+    return " ".join([pick(rng, world.OPENERS), *sentences, pick(rng, world.CLOSERS)])
+
+
+def pick(rng, options):
+    """Return one of a sequence, each as likely."""
+    return options[int(rng.random() * len(options))]
+
+
+def said_in_order(rng, steps):
+    """Return the steps as sentences: "First, …", "Next, …" or "Then, …", "Last, …"."""
+    return grammar.draw(rng, writers.connected(steps))[0]
 
 
 @expects("rng: Random", "prompts: list of Prompt (N,)")
@@ -186,7 +195,7 @@ def adversarial_pairs(rng, prompts):
         (
             flaw,
             prompt,
-            " ".join(world.connect(world.Draw(rng), world.TASKS[prompt.request])),
+            " ".join(said_in_order(rng, world.TASKS[prompt.request])),
             flawed_answer(rng, prompt, flaw),
         )
         for prompt in prompts

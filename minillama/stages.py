@@ -15,15 +15,26 @@ import re
 import sys
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import combinations
 
 import torch
+from torch import nn
 
-from minillama import store, world
+from minillama import store, world, writers
 from minillama.contracts import expects
 from minillama.data import dialogue_example, pair_example
+from minillama.ladder import (
+    AttentionOnly,
+    OneToken,
+    bigram_logprobs,
+    count_bigrams,
+    held_out_nats,
+    table_nats,
+    train_rung,
+    unigram_logprobs,
+)
 from minillama.lm import LMSettings, train_lm
 from minillama.model import Llama, LlamaConfig
 from minillama.ppo import Judges, PPOSettings, train_ppo
@@ -169,12 +180,12 @@ def torch_rng(settings, purpose):
     "rng: Random", "count: int >= 0", "style: Style", "prompts: list of Prompt (N,)"
 )
 def draw_dialogues(rng, count, style, prompts):
-    """Return `count` pairs (prompt, `world.Answer`) in one style of answering.
+    """Return `count` pairs (prompt, `writers.Answer`) in one style of answering.
 
     All prompts are drawn first, with replacement: another count gives other answers.
     """
     drawn = [prompts[int(rng.random() * len(prompts))] for _ in range(count)]
-    return [(prompt, world.write_answer(rng, prompt, style)) for prompt in drawn]
+    return [(prompt, writers.write_answer(rng, prompt, style)) for prompt in drawn]
 
 
 @expects("settings: Settings", "count: int > 0 or None")
@@ -185,7 +196,7 @@ def draw_corpus(settings, count=None):
     """
     rng = world_rng(settings, "corpus")
     count = settings.corpus if count is None else count
-    return draw_dialogues(rng, count, world.BASE_STYLE, world.training_prompts())
+    return draw_dialogues(rng, count, writers.BASE_STYLE, world.training_prompts())
 
 
 @expects(
@@ -206,12 +217,12 @@ def draw_preferences(settings, kind, purpose, count, answers_per_prompt, held_ou
     rng = world_rng(settings, f"{kind} {purpose}")
     prompts = world.held_out_prompts() if held_out else world.training_prompts()
     prompts = [p for p in prompts if kind == "safety" or not p.is_safety]
-    style = {"helpfulness": world.RATED_STYLE, "safety": world.RISKY_STYLE}[kind]
+    style = {"helpfulness": writers.RATED_STYLE, "safety": writers.RISKY_STYLE}[kind]
     groups = []
     for _ in range(count):
         prompt = prompts[int(rng.random() * len(prompts))]
         answers = [
-            world.write_answer(rng, prompt, style).text
+            writers.write_answer(rng, prompt, style).text
             for _ in range(answers_per_prompt)
         ]
         pairs = list(combinations(answers, 2))
@@ -229,7 +240,7 @@ def draw_preferences(settings, kind, purpose, count, answers_per_prompt, held_ou
 def build_tokenizer(settings):
     """Learn BPE pieces from 4,000 dialogues in the corpus's style, on its prompts."""
     rng = world_rng(settings, "corpus")
-    dialogues = draw_dialogues(rng, 4000, world.BASE_STYLE, world.training_prompts())
+    dialogues = draw_dialogues(rng, 4000, writers.BASE_STYLE, world.training_prompts())
     texts = (
         f" {text}"
         for prompt, answer in dialogues
@@ -275,7 +286,7 @@ def build_sft(settings, tokenizer, base):
     dialogues = draw_dialogues(
         world_rng(settings, "demonstrations"),
         settings.demonstrations,
-        world.SFT_STYLE,
+        writers.SFT_STYLE,
         world.training_prompts(),
     )
     examples = [
@@ -301,7 +312,7 @@ def build_helpfulness(settings, tokenizer, sft):
     reference = draw_dialogues(
         world_rng(settings, "reference set"),
         512,
-        world.SFT_STYLE,
+        writers.SFT_STYLE,
         [prompt for prompt in world.training_prompts() if not prompt.is_safety],
     )
     texts = [
@@ -403,6 +414,74 @@ def build_ppo(settings, tokenizer, sft, judges, prompts, ppo_settings, name="ppo
         shown(name),
     )
     return policy, history
+
+
+# The networks of Part I's ladder, from the lowest: a config and a generator in.
+RUNGS = {
+    "one token": OneToken,
+    "attention, no positions": lambda config, generator: AttentionOnly(
+        config, False, generator
+    ),
+    "attention with RoPE": lambda config, generator: AttentionOnly(
+        config, True, generator
+    ),
+    "one block": lambda config, generator: Llama(
+        replace(config, n_layers=1), generator
+    ),
+    "two blocks": lambda config, generator: Llama(
+        replace(config, n_layers=2), generator
+    ),
+}
+RUNG_COPIES = 3
+RUNG_STEPS = 200
+
+
+@expects("settings: Settings", "tokenizer: Tokenizer")
+def rung_data(settings, tokenizer):
+    """Return what the ladder needs: (training, held-out examples, floor in nats).
+
+    Every rung trains on the first dialogues of the corpus, `RUNG_STEPS` batches of 32,
+    and is measured on 1,500 fresh ones. The floor is the mean of -log p under the world
+    itself, over the same held-out tokens.
+    """
+    prompts = world.training_prompts()
+    fresh = draw_dialogues(
+        world_rng(settings, "held out"), 1500, writers.BASE_STYLE, prompts
+    )
+    training, held_out = (
+        [dialogue_example(tokenizer, p.text, answer.text, False) for p, answer in drawn]
+        for drawn in (draw_corpus(settings, RUNG_STEPS * 32), fresh)
+    )
+    nats = sum(math.log(len(prompts)) - answer.logprob for _, answer in fresh)
+    return training, held_out, nats / sum(len(x.ids) - 1 for x in held_out)
+
+
+@expects("settings: Settings", "tokenizer: Tokenizer", "rung: text")
+def build_rung(settings, tokenizer, rung):
+    """Train copies of one network of the ladder: (models, their held-out nats)."""
+    training, held_out, _ = rung_data(settings, tokenizer)
+    config, models, nats = model_config(settings, tokenizer), [], []
+    for copy_number in range(RUNG_COPIES):
+        generator = torch_rng(settings, f"rung {rung} {copy_number}")
+        model = RUNGS[rung](config, generator).to(settings.device)
+        train_rung(model, training, generator, RUNG_STEPS, desc=shown(rung))
+        models.append(model)
+        nats.append(held_out_nats(model, held_out))
+    return nn.ModuleList(models), nats
+
+
+@expects("settings: Settings", "tokenizer: Tokenizer")
+def counted_rungs(settings, tokenizer):
+    """Return the nats of the rungs that are counted: {"uniform": [nats], …}."""
+    training, held_out, _ = rung_data(settings, tokenizer)
+    size = tokenizer.vocab_size
+    seen, fresh = (count_bigrams(x, size) for x in (training, held_out))
+    unigram = unigram_logprobs(seen).expand(size, size)
+    return {
+        "uniform": [math.log(size)],
+        "unigram": [table_nats(unigram, fresh)],
+        "bigram": [table_nats(bigram_logprobs(seen), fresh)],
+    }
 
 
 def shown(name):
@@ -574,6 +653,23 @@ class Stages:
             "name": name,
         }
         return self._llama(self.stage(name, build_ppo, inputs, seconds))
+
+    @expects("up_to: text")
+    def ladder(self, up_to):
+        """Return the rungs from the lowest to `up_to`: {rung: [held-out nats, …]}.
+
+        Each network's numbers are those of its `RUNG_COPIES` copies, kept in the store.
+        """
+        rungs = counted_rungs(self.settings, self.tokenizer)
+        names = [*rungs, *RUNGS]
+        if up_to not in names:
+            raise ValueError(f"Stages.ladder: up_to must be in {names}, got {up_to!r}")
+        for rung in RUNGS:
+            if names.index(rung) <= names.index(up_to):
+                name = f"rung-{rung.replace(',', '').replace(' ', '-')}"
+                self.stage(name, build_rung, {"rung": rung}, 15)
+                rungs[rung] = self.notes[name]["curve"]
+        return {x: rungs[x] for x in names[: names.index(up_to) + 1]}
 
     @expects("name: text", "build: function", "inputs: dict or None")
     def stage(self, name, build, inputs=None, seconds=None):

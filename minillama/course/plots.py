@@ -68,6 +68,35 @@ def learning_curves(ax, x, series, xlabel, ylabel, title):
     return ax
 
 
+def ladder(ax, rungs, floor, live=None):
+    """Draw the ladder of Part I: how far each rung is above the floor; return the axes.
+
+    rungs: dict from name to a list of held-out losses in nats a token, one for each
+    copy, from the lowest rung up. floor: the world's entropy in the same unit. live: a
+    name and a loss, the rung that a reader has just trained herself.
+    """
+    for height, (name, losses) in enumerate(rungs.items()):
+        excess = [loss - floor for loss in losses]
+        ax.plot([min(excess), max(excess)], [height] * 2, color=BLUE, linestyle="-")
+        ax.plot(excess, [height] * len(excess), "o", color=BLUE, markersize=5)
+        middle = sorted(excess)[len(excess) // 2]
+        ax.annotate(
+            f"{middle:.3f}",
+            (max(excess), height),
+            (8, -3.5),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    if live:
+        name, loss = live
+        height = list(rungs).index(name)
+        ax.plot([loss - floor], [height], "D", color=ORANGE, label="trained just now")
+        ax.legend(loc="lower left")
+    ax.set_yticks(range(len(rungs)), list(rungs))
+    ax.set(xscale="log", xlabel="nats per token above the entropy of the world")
+    return ax
+
+
 def calibration_curve(ax, predicted, observed, label, bins=10):
     """Draw how often what is predicted with probability p happens; return the axes.
 
