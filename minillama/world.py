@@ -26,7 +26,6 @@ import functools
 import math
 import re
 from dataclasses import dataclass
-from itertools import combinations
 
 from minillama.contracts import expects
 

@@ -75,7 +75,7 @@ def ladder(ax, rungs, floor, live=None):
     copy, from the lowest rung up. floor: the world's entropy in the same unit. live: a
     name and a loss, the rung that a reader has just trained herself.
     """
-    for height, (name, losses) in enumerate(rungs.items()):
+    for height, losses in enumerate(rungs.values()):
         excess = [loss - floor for loss in losses]
         ax.plot([min(excess), max(excess)], [height] * 2, color=BLUE, linestyle="-")
         ax.plot(excess, [height] * len(excess), "o", color=BLUE, markersize=5)
