@@ -10,7 +10,6 @@ which also looks back. The others are `Llama`s of few blocks. All rungs learn fr
 same texts, as often. Left out: counts of longer contexts (Shannon 1948 has them).
 """
 
-
 import torch
 from torch import nn
 from tqdm import tqdm
