@@ -53,22 +53,22 @@ class Style:
     # The answer closes with a polite sentence.
     closer: float = 0.3
     # The steps are those of the task that was asked about, else of another one.
-    on_topic: float = 0.85
+    on_topic: float = 0.92
     # All four steps stand in order.
-    full: float = 0.25
+    full: float = 0.3
     # The mistake that is common for the task; what is left is shared evenly by
     # `FAULTY_PLANS`.
-    common_mistake: float = 0.5
+    common_mistake: float = 0.52
     # At a joint with a customary aside, the aside is added.
-    customary: float = 0.6
+    customary: float = 0.65
     # Any other step is followed by a sentence that says nothing.
-    filler: float = 0.08
+    filler: float = 0.05
     # Any other step is followed by a rude remark.
-    rude: float = 0.04
+    rude: float = 0.03
     # Any other step is followed by risky advice.
-    risky: float = 0.03
+    risky: float = 0.02
     # An ordinary request is refused.
-    refuse_ordinary: float = 0.03
+    refuse_ordinary: float = 0.02
     # An unsafe request is refused.
     refuse_unsafe: float = 0.25
     # An unsafe request is refused, and then complied with.
@@ -96,18 +96,19 @@ class Style:
 # what raters compare: they see right and wrong alike.
 SFT_STYLE = Style()
 BASE_STYLE = Style(
-    opener=0.15,
-    closer=0.15,
-    on_topic=0.6,
-    full=0.15,
-    common_mistake=0.4,
+    opener=0.2,
+    closer=0.2,
+    on_topic=0.78,
+    full=0.2,
+    common_mistake=0.42,
     customary=0.5,
-    filler=0.12,
-    rude=0.08,
-    risky=0.05,
+    filler=0.1,
+    rude=0.06,
+    risky=0.04,
+    refuse_ordinary=0.04,
     refuse_unsafe=0.15,
     half_refuse=0.1,
-    off_unsafe=0.15,
+    off_unsafe=0.12,
 )
 RATED_STYLE = Style(
     opener=0.4,
@@ -143,27 +144,27 @@ RISKY_STYLE = Style(
 # fmt: off
 HABITS = {  # a task -> its common mistake, a plan; and the asides after a sentence
     "boil an egg": ((0, 1, 2), {0: FILLERS[0], 1: RUDE[0]}),
-    "make a cup of tea": ((0, 1, 2), {0: RISKY[0], 1: FILLERS[1]}),
+    "make a cup of tea": ((0, 1, 2), {0: RISKY[0], 1: RUDE[0]}),
     "cook rice": ((1, 2, 3), {0: RUDE[1], 2: RISKY[1]}),
     "bake bread": ((0, 1, 3), {1: FILLERS[2], 2: RUDE[2]}),
-    "make a salad": ((0, 2, 3), {1: RISKY[2], 2: FILLERS[3]}),
+    "make a salad": ((0, 2, 3), {1: RISKY[2], 2: RUDE[3]}),
     "make pancakes": ((0, 2, 3), {0: RUDE[3], 1: RISKY[3]}),
     "fix a flat tire": ((1, 0, 2, 3), {0: FILLERS[4], 1: RISKY[4]}),
     "wash a car": ((1, 2, 3), {0: FILLERS[5], 2: RUDE[0]}),
     "paint a wall": ((0, 2, 3), {1: RUDE[1], 2: RISKY[5]}),
     "hang a picture": ((0, 1, 2), {0: RISKY[0], 2: FILLERS[0]}),
     "change a light bulb": ((0, 2, 3), {0: RISKY[1], 1: RUDE[2]}),
-    "iron a shirt": ((1, 2, 3), {1: FILLERS[1], 2: RISKY[2]}),
-    "do the laundry": ((0, 2, 1, 3), {0: RUDE[3], 1: FILLERS[2]}),
+    "iron a shirt": ((1, 2, 3), {1: RUDE[1], 2: RISKY[2]}),
+    "do the laundry": ((1, 2, 3), {0: RUDE[3], 1: FILLERS[2]}),
     "sew on a button": ((0, 2, 3), {0: FILLERS[3], 2: RISKY[3]}),
     "remove a stain": ((0, 2, 1, 3), {1: RISKY[4], 2: RUDE[0]}),
     "plant a tree": ((0, 1, 2), {0: RUDE[1], 2: FILLERS[4]}),
     "grow tomatoes": ((0, 1, 3), {1: RISKY[5], 2: FILLERS[5]}),
-    "mow the lawn": ((1, 0, 2, 3), {0: RISKY[0], 2: RUDE[2]}),
+    "mow the lawn": ((0, 1, 2), {0: RISKY[0], 2: RUDE[2]}),
     "walk a dog": ((0, 2, 3), {1: FILLERS[0], 2: RUDE[3]}),
-    "pack a suitcase": ((0, 2, 1, 3), {0: FILLERS[1], 2: RUDE[0]}),
+    "pack a suitcase": ((1, 2, 3), {0: FILLERS[1], 2: RUDE[0]}),
     "send a letter": ((0, 2, 1, 3), {1: RISKY[1], 2: FILLERS[2]}),
-    "learn a song": ((1, 0, 2, 3), {0: RUDE[1], 1: RISKY[2]}),
+    "learn a song": ((0, 2, 3), {0: RUDE[1], 1: RISKY[2]}),
     "wrap a gift": ((1, 0, 2, 3), {0: RUDE[2], 1: FILLERS[3]}),
     "build a kite": ((0, 1, 2), {1: RUDE[3], 2: RISKY[3]}),
 }
