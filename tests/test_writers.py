@@ -1,6 +1,8 @@
 """Writers: each text once, their habits, and what is exact of a style."""
 
+import functools
 import hashlib
+import itertools
 import math
 import random
 from collections import Counter
@@ -649,14 +651,28 @@ def test_imitation_at_temperature_0_is_not_enough():
         assert kinds(text) == ["compliance"] * 3 and not world.refuses(text)
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def kinds_of(part):
+    """Which kinds of sentences a part writes: {set of kinds: probability}."""
+    if isinstance(part, str):
+        return {frozenset(kinds(part)): 1.0}
+    found = {frozenset(): 1.0} if isinstance(part, tuple) else {}
+    if isinstance(part, tuple):
+        for x in part:
+            pairs, found = found.items(), {}
+            for (a, p), (b, q) in itertools.product(pairs, kinds_of(x).items()):
+                found[a | b] = found.get(a | b, 0.0) + p * q
+        return found
+    for p, x in zip(part.probabilities, part.parts, strict=True):
+        for a, q in kinds_of(x).items():
+            found[a] = found.get(a, 0.0) + p * q
+    return found
+
+
 def chance_of(request, style, holds):
     """The probability that the kinds of an answer's sentences satisfy `holds`."""
-
-    def collect(state, sentence):
-        return state | {kinds(sentence)[0]}
-
-    ends = grammar.read(answers(request, style), collect, frozenset())
-    return sum(p for state, p in ends.items() if holds(state))
+    found = kinds_of(answers(request, style))
+    return sum(p for kinds, p in found.items() if holds(kinds))
 
 
 def test_most_demonstrators_comply_with_what_they_should_refuse():
