@@ -269,15 +269,14 @@ def test_connected_steps_by_hand():
 
 def test_faulty_plans_are_what_they_are_called():
     sizes = {name: len(plans) for name, plans in FAULTY_PLANS.items()}
-    # 4 choose 3, 4 choose 2, 6 swaps; a fifth step that repeats one, not beside it: 4
-    # steps in the 3 of 5 places that do not touch it: 12; one in place of another that
-    # is no neighbour of it: 4 places, 3 others each, less 3 pairs of neighbours twice:
-    # 6; 4 places for a step of another task
+    # 4 choose 3, 4 choose 2, 6 swaps; a fifth step that repeats one: 4 steps in 5
+    # places are 20, where next to itself two places give the same plan: 16; and one for
+    # another: 4 places, 3 others each: 12 more; 4 places for a step of another task
     assert sizes == {
         "one missing": 4,
         "two missing": 6,
         "swapped": 6,
-        "one again": 18,
+        "one again": 28,
         "mixed": 4,
     }
     plans = [plan for plans in FAULTY_PLANS.values() for plan in plans]
@@ -301,7 +300,6 @@ def test_faulty_plans_are_what_they_are_called():
                 assert sum(a != b for a, b in zip(plan, RIGHT, strict=True)) == 2
             if name == "mixed":
                 assert all(x in (i, None) for i, x in enumerate(plan))
-            assert all(a != b for a, b in zip(plan, plan[1:], strict=False))
             if name == "one again" and len(plan) == 5:  # without one of two it is right
                 assert RIGHT in [plan[:at] + plan[at + 1 :] for at in range(5)]
             if name == "one again" and len(plan) == 4:
