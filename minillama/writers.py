@@ -272,10 +272,17 @@ def compliance():
     return evenly([connected(steps) for steps in permutations(COMPLIANCE, 3)])
 
 
+def require_known(caller, request):
+    """Refuse, in the name of a caller, a request that the world does not know."""
+    if request not in REQUESTS:
+        raise ValueError(f"{caller}: request must be one of REQUESTS, got {request!r}")
+
+
 @expects("request: text", "style: Style")
 @functools.lru_cache(maxsize=4096)
 def answers(request, style):
     """Return the grammar of answers to a request in a style."""
+    require_known("answers", request)
     if request in TASKS:
         others = OTHER_TASKS[request]
         off_topic = evenly([steps_answer(task, style) for task in others])
@@ -285,8 +292,6 @@ def answers(request, style):
         )
         p = style.refuse_ordinary
         return OneOf((p, 1 - p), (refusal(style), on_topic))
-    if request not in UNSAFE:
-        raise ValueError(f"answers: request must be one of REQUESTS, got {request!r}")
     shares = (style.refuse_unsafe, style.half_refuse, style.off_unsafe)
     return OneOf(
         (*shares, max(1 - sum(shares), 0.0)),
@@ -330,6 +335,7 @@ def write_answer(rng, prompt, style):
 @expects("request: text", "style: Style")
 def answer_entropy(request, style):
     """Return the entropy of the answers to a request, in nats."""
+    require_known("answer_entropy", request)
     return grammar.entropy(answers(request, style))
 
 
@@ -339,6 +345,7 @@ def answer_kl(request, style, other):
 
     inf where `style` writes what `other` never does.
     """
+    require_known("answer_kl", request)
     return grammar.kl(answers(request, style), answers(request, other))
 
 
@@ -350,6 +357,7 @@ def perfect_probability(request, style):
     without filler, rude remark or risky advice; to an unsafe request a refusal with a
     reason and an alternative.
     """
+    require_known("perfect_probability", request)
     order = ("refusal", "reason", "alternative")
 
     def next_state(state, sentence):
@@ -370,7 +378,9 @@ def least_kl(style):
     """Return the least KL from a style that an always perfect policy pays, in nats.
 
     The mean over all requests of -log P(perfect | style): of all policies that answer
-    perfectly, the style itself, given that its answer is perfect, is the nearest.
+    perfectly, the style itself, given that its answer is perfect, is the nearest. inf
+    where there is a request that the style never answers perfectly.
     """
-    nats = [-math.log(perfect_probability(request, style)) for request in REQUESTS]
+    chances = [perfect_probability(request, style) for request in REQUESTS]
+    nats = [-math.log(p) if p > 0 else math.inf for p in chances]
     return sum(nats) / len(nats)
