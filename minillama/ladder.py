@@ -10,6 +10,8 @@ which also looks back. The others are `Llama`s of few blocks. All rungs learn fr
 same texts, as often. Left out: counts of longer contexts (Shannon 1948 has them).
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -42,11 +44,7 @@ def count_bigrams(examples, vocab_size):
     pairs = [
         a * vocab_size + b
         for example in examples
-        for a, b in zip(
-            example.ids[example.loss_start - 1 :],
-            example.ids[example.loss_start :],
-            strict=False,
-        )
+        for a, b in pairwise(example.ids[example.loss_start - 1 :])
     ]
     counts = torch.bincount(torch.tensor(pairs).long(), minlength=vocab_size**2)
     return counts.view(vocab_size, vocab_size).double()
