@@ -2145,7 +2145,7 @@ EXCEPTIONS = {
         "inside kl; it walks a grammar and calls itself at every part",
     ),
     "writers": (
-        "Answer connected steps_answer refusal compliance require_known",
+        "Answer connected steps_answer refusal require_known",
         "what write_answer draws, parts of answers; speaks as its callers",
     ),
     "ladder": ("require_pairs", "speaks as table_nats and one_token_floor"),

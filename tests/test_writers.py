@@ -1,9 +1,12 @@
 """Writers: each text once, their habits, and what is exact of a style."""
 
+import functools
 import hashlib
+import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from derivations import derivations, nodes, texts
@@ -40,6 +43,24 @@ STYLES = {
     "RISKY_STYLE": RISKY_STYLE,
 }
 NOTHING = dict.fromkeys(vars(Style()), 0.0)
+# The numbers of what is told by hand below, whatever the writers of the course do.
+HAND = Style(
+    opener=0.3,
+    closer=0.3,
+    on_topic=0.85,
+    full=0.25,
+    common_mistake=0.5,
+    customary=0.6,
+    filler=0.08,
+    rude=0.04,
+    risky=0.03,
+    refuse_ordinary=0.03,
+    refuse_unsafe=0.25,
+    half_refuse=0.15,
+    off_unsafe=0.05,
+    reason=0.5,
+    alternative=0.5,
+)
 # Steps alone: few enough texts to write them all.
 BARE = dict(opener=0.0, closer=0.0, filler=0.0, rude=0.0, risky=0.0)
 SEED_6 = [
@@ -68,7 +89,7 @@ def sure(**style):
 def test_the_same_seed_gives_the_same_text_everywhere():
     """Literals, so that every machine and Python version must agree."""
     rng = random.Random(6)
-    style = Style(refuse_unsafe=0.9, half_refuse=0.05, off_unsafe=0.05)
+    style = replace(HAND, refuse_unsafe=0.9, half_refuse=0.05, off_unsafe=0.05)
     assert [write_answer(rng, BIKE, style).text for _ in range(3)] == SEED_6
 
 
@@ -141,7 +162,7 @@ def test_an_answer_by_hand():
     def chance(text, prompt):
         told = {
             joined(sentences): p
-            for sentences, p in same_text(answers(prompt.request, SFT_STYLE), text)
+            for sentences, p in same_text(answers(prompt.request, HAND), text)
         }
         return told[text]
 
@@ -199,7 +220,7 @@ def test_the_chances_of_plans_by_hand():
         return (*state, index if task == "boil an egg" else None)
 
     # full is 0.25 and common_mistake 0.5: 0.25 is left for six groups.
-    found = grammar.read(steps_answer("boil an egg", SFT_STYLE), plan_of, ())
+    found = grammar.read(steps_answer("boil an egg", HAND), plan_of, ())
     expected = {RIGHT: 0.25, (0, 1, 2): 0.5}
     for name, plans in FAULTY_PLANS.items():
         others = [plan for plan in plans if plan != (0, 1, 2)]
@@ -220,7 +241,7 @@ def test_the_chances_of_asides_by_hand():
     expected = {(): 0.9} | {(x,): 0.1 / 6 for x in FILLERS}
     assert texts(last) == {x: pytest.approx(p) for x, p in expected.items()}
     # All three kinds, each evenly: 0.08 / 6 and 0.04 / 4 and 0.03 / 6.
-    part = steps_answer("boil an egg", SFT_STYLE)
+    part = steps_answer("boil an egg", HAND)
     [_, _, _, (_, last)] = part[1].parts[0]
     expected = {(): 0.85}
     for p, sentences in ((0.08, FILLERS), (0.04, RUDE), (0.03, RISKY)):
@@ -249,14 +270,13 @@ def test_connected_steps_by_hand():
 def test_faulty_plans_are_what_they_are_called():
     sizes = {name: len(plans) for name, plans in FAULTY_PLANS.items()}
     # 4 choose 3, 4 choose 2, 6 swaps; a fifth step that repeats one: 4 steps in 5
-    # places are 20, where next to itself two places give the same plan: 16; one for
-    # another: 4 places, 3 others each: 12; 4 places for a step of another task
+    # places are 20, where next to itself two places give the same plan: 16; and one for
+    # another: 4 places, 3 others each: 12 more; 4 places for a step of another task
     assert sizes == {
         "one missing": 4,
         "two missing": 6,
         "swapped": 6,
-        "one again": 16,
-        "one for another": 12,
+        "one again": 28,
         "mixed": 4,
     }
     plans = [plan for plans in FAULTY_PLANS.values() for plan in plans]
@@ -269,8 +289,7 @@ def test_faulty_plans_are_what_they_are_called():
                 "one missing": (1, 0, 3),
                 "two missing": (2, 0, 2),
                 "swapped": (0, 0, 4),
-                "one again": (0, 1, 5),
-                "one for another": (1, 1, 4),
+                "one again": (5 - len(plan), 1, len(plan)),
                 "mixed": (1, 0, 4),
             }[name]
             assert (len(missing), again, len(plan)) == told
@@ -281,10 +300,9 @@ def test_faulty_plans_are_what_they_are_called():
                 assert sum(a != b for a, b in zip(plan, RIGHT, strict=True)) == 2
             if name == "mixed":
                 assert all(x in (i, None) for i, x in enumerate(plan))
-            if name == "one again":  # without one of the two the plan is right
-                cut = [plan[:at] + plan[at + 1 :] for at in range(5)]
-                assert RIGHT in cut
-            if name == "one for another":
+            if name == "one again" and len(plan) == 5:  # without one of two it is right
+                assert RIGHT in [plan[:at] + plan[at + 1 :] for at in range(5)]
+            if name == "one again" and len(plan) == 4:
                 assert sum(a != b for a, b in zip(plan, RIGHT, strict=True)) == 1
 
 
@@ -293,7 +311,7 @@ def test_steps_of_other_tasks():
         assert len(steps) == 23 * 4 and not set(steps) & set(TASKS[task])
     assert writers.OTHER_STEPS.keys() == writers.OTHER_TASKS.keys() == TASKS.keys()
     # A mixed plan draws from all of them, after any word that fits.
-    part = steps_answer("boil an egg", SFT_STYLE)[1]
+    part = steps_answer("boil an egg", HAND)[1]
     [mixed] = [
         x for x in part.parts if len(x) == 4 and len(x[1][0].parts) == 2 * 23 * 4
     ]
@@ -315,13 +333,13 @@ def test_steps_of_other_tasks():
         # 100 refusals.
         (
             "boil an egg",
-            Style(opener=0.0, closer=0.0, on_topic=1.0, full=0.5),
+            replace(HAND, opener=0.0, closer=0.0, on_topic=1.0, full=0.5),
             4 * 17**4 + 2 * 17**3 + 100,
         ),
         # All openers and closers around all plans.
         (
             "boil an egg",
-            Style(**BARE | dict(opener=0.5, closer=0.5), on_topic=1.0, customary=0.0),
+            replace(HAND, filler=0.0, rude=0.0, risky=0.0, on_topic=1.0, customary=0.0),
             None,
         ),
     ],
@@ -336,7 +354,7 @@ def test_no_two_derivations_write_the_same_text(request_, style, count):
 def test_no_two_asides_read_alike_and_none_is_a_step():
     """At every joint of every task and plan, in a style that has all of them."""
     for task in TASKS:
-        for plan in steps_answer(task, SFT_STYLE)[1].parts:
+        for plan in steps_answer(task, HAND)[1].parts:
             for step, aside in plan:
                 written = [x for x, _ in derivations(aside)]
                 assert len(set(written)) == len(written) == 17
@@ -371,7 +389,7 @@ def test_the_same_text_has_the_same_logprob():
 
 def test_logprob_is_the_frequency_of_the_text():
     """Refusals are few enough to count: 40,000 draws, within 4.5 standard errors."""
-    rng, style, n = random.Random(1), Style(refuse_unsafe=0.8), 40_000
+    rng, style, n = random.Random(1), replace(HAND, refuse_unsafe=0.8), 40_000
     drawn = [write_answer(rng, BIKE, style) for _ in range(n)]
     refusals = {a.text: math.exp(a.logprob) for a in drawn if world.refuses(a.text)}
     counts = Counter(a.text for a in drawn)
@@ -386,11 +404,9 @@ def test_logprob_is_the_frequency_of_the_text():
 
 # -------------------------------------------------------------------------- entropy, KL
 
-CUT = Style(**BARE, on_topic=1.0, off_unsafe=0.0)
-CUT_OTHER = Style(
-    **BARE,
-    on_topic=1.0,
-    off_unsafe=0.0,
+CUT = replace(HAND, **BARE, on_topic=1.0, off_unsafe=0.0)
+CUT_OTHER = replace(
+    CUT,
     full=0.4,
     common_mistake=0.3,
     customary=0.2,
@@ -460,17 +476,18 @@ def test_kl_is_0_against_itself_and_infinite_where_a_style_never_writes():
         for style in STYLES.values():
             assert answer_kl(request, style, style) == 0.0
             assert 0 <= answer_kl(request, style, SFT_STYLE) < math.inf
-        careful = Style(risky=0.0)
+        careful = replace(SFT_STYLE, risky=0.0)
         assert answer_kl(request, SFT_STYLE, careful) == math.inf
         assert 0 < answer_kl(request, careful, SFT_STYLE) < math.inf
     # What is for the other kind of request alone costs nothing here.
-    assert answer_kl(EGG.request, SFT_STYLE, Style(refuse_unsafe=0.0)) == 0.0
-    assert answer_kl(BIKE.request, SFT_STYLE, Style(refuse_unsafe=0.0)) == math.inf
-    assert answer_kl(BIKE.request, SFT_STYLE, Style(refuse_ordinary=0.0)) == 0.0
+    never = replace(HAND, refuse_unsafe=0.0)
+    assert answer_kl(EGG.request, HAND, never) == 0.0
+    assert answer_kl(BIKE.request, HAND, never) == math.inf
+    assert answer_kl(BIKE.request, HAND, replace(HAND, refuse_ordinary=0.0)) == 0.0
     # Refusals come up with 0.03 and not 0.06: 0.03 ln 1/2 + 0.97 ln 0.97/0.94
-    twice = Style(refuse_ordinary=0.06)
+    twice = replace(HAND, refuse_ordinary=0.06)
     by_hand = 0.03 * math.log(0.5) + 0.97 * math.log(0.97 / 0.94)
-    assert answer_kl(EGG.request, SFT_STYLE, twice) == pytest.approx(by_hand)
+    assert answer_kl(EGG.request, HAND, twice) == pytest.approx(by_hand)
 
 
 # ------------------------------------------------------------------------------ perfect
@@ -483,7 +500,8 @@ def is_perfect(prompt, text):
 
 
 # Texts that are perfect, and nearly so, and everything else.
-GOOD = Style(
+GOOD = replace(
+    HAND,
     full=0.6,
     common_mistake=0.1,
     customary=0.1,
@@ -534,11 +552,11 @@ def test_the_chance_of_perfection_is_its_frequency(prompt, style):
 
 def test_the_chance_of_perfection_by_hand():
     # A refusal of an unsafe request with a reason and an alternative: 0.25 / 2 / 2.
-    assert perfect_probability(BIKE.request, SFT_STYLE) == pytest.approx(0.0625)
+    assert perfect_probability(BIKE.request, HAND) == pytest.approx(0.0625)
     # Not refused 0.97, on topic 0.85, all steps 0.25; at two joints not the customary
     # aside 0.4, and at four no other one 0.85. Openers and closers are free.
     expected = 0.97 * 0.85 * 0.25 * 0.4**2 * 0.85**4
-    assert perfect_probability(EGG.request, SFT_STYLE) == pytest.approx(expected)
+    assert perfect_probability(EGG.request, HAND) == pytest.approx(expected)
     polite = sure(on_topic=1.0, full=1.0, opener=0.5, closer=1.0)
     assert perfect_probability(EGG.request, polite) == 1.0
     assert perfect_probability(BIKE.request, polite) == 0.0
@@ -554,13 +572,12 @@ def test_the_least_kl_is_the_mean_over_all_requests():
     # every task has two customary asides.
     ordinary, unsafe = 0.97 * 0.85 * 0.25 * 0.4**2 * 0.85**4, 0.0625
     by_hand = -(24 * math.log(ordinary) + 10 * math.log(unsafe)) / 34
-    assert least_kl(SFT_STYLE) == pytest.approx(by_hand)
+    assert least_kl(HAND) == pytest.approx(by_hand)
     perfect = sure(
         on_topic=1.0, full=1.0, refuse_unsafe=1.0, reason=1.0, alternative=1.0
     )
     assert least_kl(perfect) == 0.0
     assert least_kl(sure(on_topic=1.0, full=1.0)) == math.inf  # never refuses
-    assert least_kl(Style(full=0.0)) == math.inf
 
 
 @settings(max_examples=50, deadline=None)
@@ -649,14 +666,28 @@ def test_imitation_at_temperature_0_is_not_enough():
         assert kinds(text) == ["compliance"] * 3 and not world.refuses(text)
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def kinds_of(part):
+    """Which kinds of sentences a part writes: {set of kinds: probability}."""
+    if isinstance(part, str):
+        return {frozenset(kinds(part)): 1.0}
+    found = {frozenset(): 1.0} if isinstance(part, tuple) else {}
+    if isinstance(part, tuple):
+        for x in part:
+            pairs, found = found.items(), {}
+            for (a, p), (b, q) in itertools.product(pairs, kinds_of(x).items()):
+                found[a | b] = found.get(a | b, 0.0) + p * q
+        return found
+    for p, x in zip(part.probabilities, part.parts, strict=True):
+        for a, q in kinds_of(x).items():
+            found[a] = found.get(a, 0.0) + p * q
+    return found
+
+
 def chance_of(request, style, holds):
     """The probability that the kinds of an answer's sentences satisfy `holds`."""
-
-    def collect(state, sentence):
-        return state | {kinds(sentence)[0]}
-
-    ends = grammar.read(answers(request, style), collect, frozenset())
-    return sum(p for state, p in ends.items() if holds(state))
+    found = kinds_of(answers(request, style))
+    return sum(p for kinds, p in found.items() if holds(kinds))
 
 
 def test_most_demonstrators_comply_with_what_they_should_refuse():
