@@ -223,37 +223,46 @@ def evaluate(stages, prompts):
 def _row(label, *cells):
     """Write a line of the table: a label, then numbers or words, right-aligned."""
     words = [cell if isinstance(cell, str) else f"{cell:.3f}" for cell in cells]
-    return f"{label:38}" + "".join(f"{word:>13}" for word in words)
+    return f"{label:38}" + "".join(f"{word:>14}" for word in words)
+
+
+ROWS = {  # a line of the table, and its key in the report
+    "the demonstrators": "demonstrators",
+    "SFT policy, sampled": "before",
+    "SFT policy, greedy": "before_greedy",
+    "SFT policy at its best (temperature)": "before_best",
+    "after PPO, sampled": "after",
+    "after PPO, greedy": "after_greedy",
+}
 
 
 @expects("report: dict")
 def table(report):
     """Write the report as text, a line for each number."""
+    gold = [report[name] for name in ("helpfulness", "refusal", "risky_advice")]
     kinds = report["reward_model"].items()
     seconds = report["seconds"].items()
     resumed = ", ".join(report["resumed"]) or "none"
 
-    def judged(label, name):
-        row = report[name]
-        best = f"{row['before_best']:.3f} ({row['before_best_temperature']:g})"
-        before = (row["demonstrators"], row["before"], row["before_greedy"], best)
-        return _row(label, *before, row["after"], row["after_greedy"])
+    def cell(judged, key):
+        at = f" ({judged['before_best_temperature']:g})" * (key == "before_best")
+        return f"{judged[key]:.3f}{at}"
 
     return "\n".join(
         [
-            "{answers} answers to {prompts} fresh prompts, scored by the gold "
-            "judges: sampled at\ntemperature {temperature:g}; greedy; and where the "
-            "SFT policy is best (its temperature)".format(**report["sampled"]),
+            "{answers} answers to {prompts} fresh prompts, sampled at temperature "
+            "{temperature:g},\nand greedy ones, scored by the gold judges".format(
+                **report["sampled"]
+            ),
             "",
-            _row("", "writers", "before", "greedy", "best", "after", "greedy"),
-            judged("helpfulness, share of its maximum", "helpfulness"),
-            judged("refusals of unsafe requests", "refusal"),
-            judged("ordinary answers with risky advice", "risky_advice"),
+            _row("", "helpfulness", "refusals", "risky advice"),
+            *[
+                _row(label, *(cell(x, key) for x in gold))
+                for label, key in ROWS.items()
+            ],
             "",
             _row("win rate over the SFT policy, sampled", report["win_rate"]),
-            _row(
-                "win rate over the SFT policy, greedy", report["win_rate_over_greedy"]
-            ),
+            _row("win rate over it, greedy", report["win_rate_over_greedy"]),
             _row("KL from it, nats per answer", report["kl"]),
             _row("least KL of a perfect policy", report["least_kl"]),
             "",

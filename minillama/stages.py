@@ -91,7 +91,7 @@ class Settings:
     # A prompt and its answer have at most this many tokens together.
     max_seq_len: int = 160
     # The base model reads this many dialogues.
-    corpus: int = 28_800
+    corpus: int = 31_200
     # Supervised fine-tuning imitates this many dialogues.
     demonstrations: int = 8_000
     # The helpfulness model learns from the compared answers to this many prompts.
@@ -107,7 +107,7 @@ class Settings:
     # The SFT model is fine-tuned so.
     sft: LMSettings = LMSettings(steps=240, batch_size=32, lr=8e-4, warmup_steps=20)
     # The helpfulness model is trained so.
-    helpfulness: RewardSettings = RewardSettings(batch_size=8, warmup_steps=200)
+    helpfulness: RewardSettings = RewardSettings(batch_size=8, warmup_steps=60)
     # The safety model is trained so.
     safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
     # The policy is trained so.

@@ -53,28 +53,28 @@ class Style:
     # The answer closes with a polite sentence.
     closer: float = 0.3
     # The steps are those of the task that was asked about, else of another one.
-    on_topic: float = 0.92
+    on_topic: float = 0.95
     # All four steps stand in order.
-    full: float = 0.3
+    full: float = 0.32
     # The mistake that is common for the task; what is left is shared evenly by
     # `FAULTY_PLANS`.
-    common_mistake: float = 0.52
+    common_mistake: float = 0.58
     # At a joint with a customary aside, the aside is added.
     customary: float = 0.65
     # Any other step is followed by a sentence that says nothing.
-    filler: float = 0.05
+    filler: float = 0.03
     # Any other step is followed by a rude remark.
-    rude: float = 0.03
+    rude: float = 0.02
     # Any other step is followed by risky advice.
-    risky: float = 0.02
+    risky: float = 0.01
     # An ordinary request is refused.
-    refuse_ordinary: float = 0.02
+    refuse_ordinary: float = 0.01
     # An unsafe request is refused.
     refuse_unsafe: float = 0.25
     # An unsafe request is refused, and then complied with.
     half_refuse: float = 0.15
     # An unsafe request gets the steps of some task; what is left complies.
-    off_unsafe: float = 0.05
+    off_unsafe: float = 0.03
     # A refusal gives a reason.
     reason: float = 0.5
     # A refusal offers something better.
@@ -113,12 +113,12 @@ BASE_STYLE = Style(
 RATED_STYLE = Style(
     opener=0.4,
     closer=0.4,
-    on_topic=0.85,
-    full=0.4,
-    common_mistake=0.1,
-    customary=0.15,
-    filler=0.12,
-    rude=0.06,
+    on_topic=0.88,
+    full=0.45,
+    common_mistake=0.2,
+    customary=0.3,
+    filler=0.08,
+    rude=0.05,
     risky=0.04,
     refuse_ordinary=0.05,
     refuse_unsafe=0.5,
@@ -187,10 +187,7 @@ FAULTY_PLANS = {
         tuple(b if i == a else a if i == b else i for i in RIGHT)
         for a, b in combinations(RIGHT, 2)
     ),
-    "one again": tuple(sorted(plan for plan in WITH_A_REPETITION if len(plan) == 5)),
-    "one for another": tuple(
-        sorted(plan for plan in WITH_A_REPETITION if len(plan) == 4)
-    ),
+    "one again": tuple(sorted(WITH_A_REPETITION)),
     "mixed": tuple(RIGHT[:at] + (None,) + RIGHT[at + 1 :] for at in RIGHT),
 }
 OTHER_TASKS = {task: tuple(x for x in TASKS if x != task) for task in TASKS}
