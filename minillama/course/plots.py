@@ -75,6 +75,10 @@ def ladder(ax, rungs, floor, live=None):
     copy, from the lowest rung up. floor: the world's entropy in the same unit. live: a
     name and a loss, the rung that a reader has just trained herself.
     """
+    if live and live[0] not in rungs:
+        raise ValueError(
+            f"ladder: live must name one of {list(rungs)}, got {live[0]!r}"
+        )
     for height, losses in enumerate(rungs.values()):
         excess = [loss - floor for loss in losses]
         ax.plot([min(excess), max(excess)], [height] * 2, color=BLUE, linestyle="-")
