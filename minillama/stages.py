@@ -91,7 +91,7 @@ class Settings:
     # A prompt and its answer have at most this many tokens together.
     max_seq_len: int = 160
     # The base model reads this many dialogues.
-    corpus: int = 31_200
+    corpus: int = 34_800
     # Supervised fine-tuning imitates this many dialogues.
     demonstrations: int = 8_000
     # The helpfulness model learns from the compared answers to this many prompts.

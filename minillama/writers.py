@@ -171,13 +171,12 @@ HABITS = {  # a task -> its common mistake, a plan; and the asides after a sente
 # fmt: on
 
 RIGHT = (0, 1, 2, 3)
-WITH_A_REPETITION = {  # but never the same sentence twice running
+WITH_A_REPETITION = {
     plan
     for step in RIGHT
     for at in range(5)
     for replaced in (0, 1)
     if len(set(plan := RIGHT[:at] + (step,) + RIGHT[at + replaced :])) < len(plan)
-    and all(a != b for a, b in zip(plan, plan[1:], strict=False))
 }
 # Orders of the four steps of a task that are not the right one; no two are alike. None
 # is a step of another task.
