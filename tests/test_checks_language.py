@@ -41,6 +41,7 @@ RIGHT = {
     "attend": model.attend,
     "kv_cache": model.KVCache,
     "attention": model.Attention,
+    "attention_only": ladder.AttentionOnly,
     "block": model.Block,
     "llama": model.Llama,
     "sample": generation.sample,
@@ -286,6 +287,144 @@ class NoOutputProjection(TurnsOnlyQueries):
         return super().forward(x, cos, sin, bias) + x
 
 
+class FirstTextOnly(model.Attention):
+    def forward(self, x, cos, sin, bias, cache=None):
+        first = super().forward(x[:1], cos[:1], sin[:1], bias[:1], cache)
+        return first.expand(len(x), -1, -1)
+
+
+class ValuesAreKeys(model.Attention):
+    def __init__(self, config, layer=0):
+        super().__init__(config, layer)
+        self.v_proj.forward = lambda x: self.k_proj(x)
+
+
+class ByRepeatedKeys(model.Attention):
+    """Right: one head of keys for each head of queries, turned by complex numbers."""
+
+    def forward(self, x, cos, sin, bias, cache=None):
+        B, T, _ = x.shape
+        q, k, v = (
+            p(x).view(B, T, heads, -1)
+            for p, heads in (
+                (self.q_proj, self.n_heads),
+                (self.k_proj, self.n_kv_heads),
+                (self.v_proj, self.n_kv_heads),
+            )
+        )
+        q, k = (by_complex_numbers(y, cos, sin).transpose(1, 2) for y in (q, k))
+        return self.o_proj(attends()(q.transpose(1, 2), k, v.transpose(1, 2), bias))
+
+
+def by_complex_numbers(x, cos, sin):
+    turned = torch.complex(*x.chunk(2, -1)) * torch.complex(cos, sin)
+    return torch.cat((turned.real, turned.imag), -1)
+
+
+def rope_by_complex_numbers(positions, head_dim, theta=10000.0):
+    speeds = torch.exp(-math.log(theta) * torch.arange(0, head_dim, 2) / head_dim)
+    angles = torch.einsum("...t,i->...ti", positions.float(), speeds).unsqueeze(-2)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    return turns.real, turns.imag
+
+
+def by_loop_over_tokens(mask):
+    rows = []
+    for row in mask.tolist():
+        count, positions = 0, []
+        for real in row:
+            count += real
+            positions.append(max(count - 1, 0))
+        rows.append(positions)
+    return torch.tensor(rows)
+
+
+def bias_by_loops(key_mask, n_queries):
+    B, S = key_mask.shape
+    bias = torch.full((B, 1, 1, n_queries, S), -math.inf)
+    for b in range(B):
+        for i in range(n_queries):
+            at = S - n_queries + i
+            for key in range(at + 1):
+                if key_mask[b, key] or key == at:
+                    bias[b, 0, 0, i, key] = 0.0
+    return bias
+
+
+def attend_one_by_one(queries, keys, values, bias):
+    B, T, H, E = queries.shape
+    rows = torch.empty(B, T, H * E)
+    for b in range(B):
+        for h in range(H):
+            k, v = (x[b, h // (H // keys.shape[1])] for x in (keys, values))
+            weights = (queries[b, :, h] @ k.T / math.sqrt(E) + bias[b, 0, 0]).exp()
+            rows[b, :, h * E : (h + 1) * E] = (
+                weights @ v / weights.sum(-1, keepdim=True)
+            )
+    return rows
+
+
+def only_class(see=None, mix=None, **parts):
+    """`AttentionOnly` with another forward.
+
+    see(self, mask) gives positions and the key mask; mix(self, x, attention) the states
+    before the output, attention(x) being the layer with its angles and bias.
+    """
+    see = see or (lambda self, mask: (model.token_positions(mask), mask))
+    mix = mix or (
+        lambda self, x, attention: self.norm(x + attention(self.attention_norm(x)))
+    )
+
+    def forward(self, ids, mask=None):
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        positions, key_mask = see(self, mask)
+        angles = model.rope_cos_sin(positions * self.positions, self.config.head_dim)
+        bias = model.attention_bias(key_mask, ids.shape[1])
+        return self.lm_head(
+            mix(
+                self, self.embed_tokens(ids), lambda x: self.attention(x, *angles, bias)
+            )
+        )
+
+    return type("Only", (ladder.AttentionOnly,), {"forward": forward, **parts})
+
+
+class NoTurnWithoutPositions(ladder.AttentionOnly):
+    """Right: cosines of 1 and sines of 0 where there are no positions."""
+
+    def forward(self, ids, mask=None):
+        mask = ids == ids if mask is None else mask
+        cos, sin = model.rope_cos_sin(
+            model.token_positions(mask), self.config.head_dim, self.config.rope_theta
+        )
+        if not self.positions:
+            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
+        x = self.embed_tokens(ids)
+        seen = self.attention_norm(x), cos, sin, model.attention_bias(mask, len(ids[0]))
+        return self.lm_head(self.norm(self.attention(*seen) + x))
+
+
+class RowByRow(ladder.AttentionOnly):
+    """Right: each text alone, without its padding."""
+
+    def forward(self, ids, mask=None):
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        logits = torch.zeros(*ids.shape, self.config.vocab_size)
+        for row, keep, real in zip(ids, mask, logits, strict=True):
+            real[keep] = super().forward(row[keep][None])[0]
+        return logits
+
+
+class AlwaysTurns(ladder.AttentionOnly):
+    def __init__(self, config, positions=True, generator=None):
+        super().__init__(config, True, generator)
+
+
+class UnseededOnly(ladder.AttentionOnly):
+    def __init__(self, config, positions=True, generator=None):
+        super().__init__(config, positions)
+
+
 def block_class(forward):
     """`Block` with another forward(self, x, attend), attend(x) being its attention."""
 
@@ -508,15 +647,36 @@ WRONG = [
         "rope_cos_sin",
         lambda p, e, theta=1e4: model.rope_cos_sin(p, e, math.sqrt(theta)),
     ),
+    (
+        "rope_cos_sin",
+        lambda p, e, theta=1e4: model.rope_cos_sin(p[:1].expand_as(p), e, theta),
+    ),
+    (
+        "rope_cos_sin",
+        lambda p, e, theta=1e4: tuple(
+            x.double() for x in model.rope_cos_sin(p, e, theta)
+        ),
+    ),
     ("rotate", interleaved),
     ("rotate", overwriting),
     ("rotate", lambda x, cos, sin: model.rotate(x, cos, -sin)),
+    ("rotate", lambda x, cos, sin: model.rotate(x, cos[:1], sin[:1])),
+    ("rotate", lambda x, cos, sin: model.rotate(x, cos[:, :1], sin[:, :1])),
     ("feed_forward", ReLU),
     ("feed_forward", GateOnTheOther),
     ("feed_forward", WithBias),
     ("token_positions", lambda m: m.cumsum(-1)),
     ("token_positions", lambda m: m.cumsum(-1) - 1),
     ("token_positions", lambda m: torch.arange(m.shape[1]).expand(m.shape)),
+    ("token_positions", lambda m: model.token_positions(m).float()),
+    (
+        "token_positions",
+        lambda m: (
+            (torch.arange(m.shape[1]) - m.int().argmax(1, keepdim=True))
+            .clamp(min=0)
+            .minimum(m.sum(1, keepdim=True) - 1)
+        ),
+    ),
     ("attention_bias", bias_where(lambda mask, query, key: mask & (key <= query))),
     (
         "attention_bias",
@@ -544,6 +704,28 @@ WRONG = [
     ("attention", TurnsOnlyQueries),
     ("attention", TurnsNothing),
     ("attention", NoOutputProjection),
+    ("attention", FirstTextOnly),
+    ("attention", ValuesAreKeys),
+    ("attention_only", AlwaysTurns),
+    ("attention_only", UnseededOnly),
+    ("attention_only", only_class(lambda self, m: (m.cumsum(1) - 1, m | True))),
+    (
+        "attention_only",
+        only_class(lambda self, m: (torch.arange(m.shape[1]).expand_as(m), m)),
+    ),
+    (
+        "attention_only",
+        only_class(mix=lambda self, x, at: self.norm(at(self.attention_norm(x)))),
+    ),
+    (
+        "attention_only",
+        only_class(mix=lambda self, x, at: x + at(self.attention_norm(x))),
+    ),
+    ("attention_only", only_class(mix=lambda self, x, at: self.norm(x + at(x)))),
+    (
+        "attention_only",
+        only_class(mix=lambda self, x, at: self.norm(x + at(self.norm(x)))),
+    ),
     ("block", block_class(lambda self, x, at: (y := x + at(x)) + self.mlp(y))),
     (
         "block",
@@ -679,6 +861,46 @@ WRONG = [
         altered(data.pad_examples, lambda x: (x[0], x[1], x[2].roll(1, 1))),
     ),
 ]
+
+
+# Right answers in another style than the package's.
+ALSO_RIGHT = [
+    (
+        "rope_cos_sin",
+        lambda p, e, theta=1e4: tuple(
+            g(p[:, :, None, None] * theta ** (-2 * torch.arange(e // 2) / e))
+            for g in (torch.cos, torch.sin)
+        ),
+    ),
+    ("rope_cos_sin", rope_by_complex_numbers),
+    ("rotate", by_complex_numbers),
+    (
+        "rotate",
+        lambda x, cos, sin: (
+            x * torch.cat((cos, cos), -1)
+            + torch.cat(tuple(-y for y in x.chunk(2, -1)[1:]) + x.chunk(2, -1)[:1], -1)
+            * torch.cat((sin, sin), -1)
+        ),
+    ),
+    ("token_positions", by_loop_over_tokens),
+    ("token_positions", lambda m: torch.relu(m.long().cumsum(1) - 1)),
+    ("attention_bias", bias_by_loops),
+    (
+        "attention_bias",
+        bias_where(lambda m, query, key: (key <= query) & (m | (key == query))),
+    ),
+    ("attend", attends()),
+    ("attend", attend_one_by_one),
+    ("attention", ByRepeatedKeys),
+    ("attention", type("Same", (model.Attention,), {})),
+    ("attention_only", NoTurnWithoutPositions),
+    ("attention_only", RowByRow),
+]
+
+
+@pytest.mark.parametrize("name, other", ALSO_RIGHT, ids=[x for x, _ in ALSO_RIGHT])
+def test_another_style_passes(name, other):
+    getattr(language, name)(other)
 
 
 test_the_package_passes, test_mistakes_are_caught = both_tests(language, RIGHT, WRONG)

@@ -360,6 +360,18 @@ def rope_cos_sin(f):
         torch.zeros(1, 2),
         "positions count from 0",
     )
+    yield (
+        "each row has positions of its own",
+        f(torch.tensor([[0, 1], [30, 0]]), 4, theta=100.0)[1][..., 0, :],
+        torch.tensor([[[0, 0], [1, 0.1]], [[30, 3], [0, 0]]]).sin(),
+        "positions are (B, T), one row for each text",
+    )
+    yield (
+        "float32, as the weights",
+        (cos.dtype, sin.dtype),
+        (torch.float32, torch.float32),
+        "turn whole positions into floats before multiplying",
+    )
 
 
 @check
@@ -387,6 +399,22 @@ def rotate(f):
         f(turned, angle.cos(), angle.sin()),
         f(x, (2 * angle).cos(), (2 * angle).sin()),
         "both parts of the pair use the old values",
+    )
+    many = torch.arange(1.0, 17.0).view(2, 2, 2, 2)  # B = T = heads = 2, one pair
+    turns = torch.tensor([[0.0, 1.0], [2.0, 3.0]]) * math.pi / 2
+    turns = turns.view(2, 2, 1, 1)  # by 0, 90, 180, 270 degrees
+    yield (
+        "each token of each text by its own angle, all heads alike",
+        f(many, turns.cos(), turns.sin()).flatten(0, 1),
+        torch.tensor(
+            [
+                [[1.0, 2.0], [3.0, 4.0]],
+                [[-6.0, 5.0], [-8.0, 7.0]],
+                [[-9.0, -10.0], [-11.0, -12.0]],
+                [[14.0, -13.0], [16.0, -15.0]],
+            ]
+        ),
+        "cos and sin are (B, T, 1, E / 2): let them broadcast over the heads",
     )
 
 
@@ -549,6 +577,18 @@ def token_positions(f):
         torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1], [0, 1, 1, 1]]),
         "count the real tokens so far, from 0",
     )
+    yield (
+        "a hole in the middle shifts nothing",
+        f(torch.tensor([[True, False, False, True, True]])),
+        torch.tensor([[0, 0, 0, 1, 2]]),
+        "it is the count of real tokens that matters, not where padding stands",
+    )
+    yield (
+        "whole numbers",
+        f(mask).dtype,
+        torch.int64,
+        "positions are int64",
+    )
 
 
 @check
@@ -580,6 +620,19 @@ def attention_bias(f):
         (bias[:, 0, 0] == -math.inf).int(),
         1 - allowed.int(),
         "softmax makes it exactly 0",
+    )
+    yield (
+        "padding in the middle is hidden from what follows",
+        (f(torch.tensor([[True, False, True]]), 3)[0, 0, 0] == 0).int(),
+        torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]),
+        "a key must be real wherever it stands; each token sees itself",
+    )
+    yield ("float32", bias.dtype, torch.float32, "it is added to scores")
+    yield (
+        "the mask is left as it was",
+        mask[1].tolist(),
+        [False, True, True],
+        "do not write into what you are given",
     )
     yield (
         "one new token sees all that is cached",
@@ -729,6 +782,28 @@ def attention(f):
         False,
         "turn queries and keys by their positions",
     )
+    both = torch.cat((x, x.flip(1)))
+    yield (
+        "each text by itself",
+        look(both),
+        torch.cat((look(x), look(x.flip(1)))),
+        "B texts at once: no text may use another's queries, keys or values",
+    )
+    small = f(tiny_config(dim=2, n_heads=1, n_kv_heads=1))
+    with torch.no_grad():
+        small.q_proj.weight.zero_()  # all scores are 0, so all weights are equal
+        small.k_proj.weight.fill_(9.0)
+        small.v_proj.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        small.o_proj.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        still = torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+        bias = torch.tensor([[0.0, -math.inf], [0.0, 0.0]]).view(1, 1, 1, 2, 2)
+        got = small(torch.tensor([[[1.0, 1.0], [3.0, 5.0]]]), *still, bias)
+    yield (
+        "equal scores average the values, by hand",
+        got,
+        torch.tensor([[[2.0, 1.0], [6.0, 2.0]]]),
+        "values (1, 2) and (3, 10), their average (2, 6), then o_proj swaps the two",
+    )
     with torch.no_grad():
         layer.o_proj.weight.zero_()
     yield (
@@ -737,6 +812,91 @@ def attention(f):
         torch.zeros(1, 5, 8),
         "o_proj comes last",
     )
+
+
+@check
+def attention_only(f):
+    """Check `AttentionOnly(config, positions, generator)`, the class."""
+    config = tiny_config()
+
+    def draw(seed=0, **named):
+        return f(config, generator=torch.Generator().manual_seed(seed), **named)
+
+    network = draw()
+    yield (
+        "the parts and their names",
+        sorted(name.removesuffix(".weight") for name, _ in network.named_parameters()),
+        [
+            *(f"attention.{x}_proj" for x in "koqv"),
+            *("attention_norm", "embed_tokens", "lm_head", "norm"),
+        ],
+        "embed_tokens, attention_norm, attention, norm, lm_head",
+    )
+    yield (
+        "weights are those of the generator, as small as Llama's",
+        (
+            torch.equal(network.lm_head.weight, draw().lm_head.weight),
+            torch.equal(network.lm_head.weight, draw(1).lm_head.weight),
+            0.015 < network.lm_head.weight.std().item() < 0.025,
+        ),
+        (True, False, True),
+        "Llama.init_weights(self, generator): std 0.02",
+    )
+    blind = draw(positions=False)
+    with torch.no_grad():  # weights that hide nothing, norms among them
+        noise = torch.Generator().manual_seed(2)
+        for one, other in zip(network.parameters(), blind.parameters(), strict=True):
+            one.copy_(torch.randn(one.shape, generator=noise))
+            other.copy_(one)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    cos, sin = model.rope_cos_sin(torch.arange(5)[None], config.head_dim)
+    bias = model.attention_bias(torch.ones(1, 5, dtype=torch.bool), 5)
+    with torch.no_grad():
+        x = network.embed_tokens(ids)
+        x = x + network.attention(network.attention_norm(x), cos, sin, bias)
+        by_hand = network.lm_head(network.norm(x))
+        logits = network(ids)
+        yield (
+            "norm, attention, added to the stream, norm, output",
+            logits,
+            by_hand,
+            "x + attention(attention_norm(x)), then lm_head(norm(x))",
+        )
+        yield (
+            "the past does not see the future",
+            network(torch.tensor([[3, 1, 4, 1, 9]]))[:, :4],
+            logits[:, :4],
+            "pass attention_bias on",
+        )
+        mask = torch.tensor([[False, False] + [True] * 5, [True] * 5 + [False] * 2])
+        mask = torch.cat(
+            (mask, torch.tensor([[True, True, False, False] + 3 * [True]]))
+        )
+        padded = network(
+            torch.tensor(
+                [[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0], [3, 1, 0, 0, 4, 1, 5]]
+            ),
+            mask,
+        )
+        yield (
+            "padding on the left, on the right or in the middle changes nothing",
+            padded[mask].view(3, 5, -1),
+            logits.expand(3, -1, -1),
+            "positions and bias both come from the mask",
+        )
+        shuffled = torch.tensor([[4, 3, 1, 1, 5]])
+        yield (
+            "with positions, order counts",
+            torch.allclose(network(shuffled)[0, -1], logits[0, -1], atol=1e-2),
+            False,
+            "the angles come from token_positions",
+        )
+        yield (
+            "without positions, a shuffled past gives the same logits",
+            blind(shuffled)[0, -1],
+            blind(ids)[0, -1],
+            "every token stands at position 0",
+        )
 
 
 # ----------------------------------------------------------------------------- 04 llama
