@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from itertools import pairwise
 
 import pytest
 import sentencepiece
@@ -25,6 +26,12 @@ RIGHT = {
     "encode_prompt": tokenizer.encode_prompt,
     "encode_response": tokenizer.encode_response,
     "decode_response": tokenizer.decode_response,
+    "count_bigrams": ladder.count_bigrams,
+    "unigram_logprobs": ladder.unigram_logprobs,
+    "bigram_logprobs": ladder.bigram_logprobs,
+    "table_nats": ladder.table_nats,
+    "one_token_floor": ladder.one_token_floor,
+    "one_token": ladder.OneToken,
     "rms_norm": model.RMSNorm,
     "rope_cos_sin": model.rope_cos_sin,
     "rotate": model.rotate,
@@ -65,6 +72,98 @@ def piece_tokenizer(**changes):
             sentencepiece.SentencePieceTrainer.train = train
 
     return f
+
+
+def counts_by_loop(pairs, dtype=torch.float64):
+    """`count_bigrams` in a loop over pairs(example) -> (a, b), …"""
+
+    def f(examples, vocab_size):
+        counts = torch.zeros(vocab_size, vocab_size, dtype=dtype)
+        for example in examples:
+            for a, b in pairs(example):
+                counts[a, b] += 1
+        return counts
+
+    return f
+
+
+def counted_pairs(example):
+    return [
+        (example.ids[t - 1], example.ids[t])
+        for t in range(example.loss_start, len(example.ids))
+    ]
+
+
+def counts_as_one_text(examples, vocab_size):
+    ids = [i for example in examples for i in example.ids]
+    return counts_by_loop(counted_pairs)([data.Example(ids, 1)], vocab_size)
+
+
+def counts_only_what_came(examples, vocab_size):
+    counts = ladder.count_bigrams(examples, vocab_size)
+    came = counts.sum(0) + counts.sum(1) > 0
+    return counts[came][:, came]
+
+
+def smoothed_rows(extra, axis=1, log=torch.log):
+    """`bigram_logprobs` with extra(counts, strength) added to the counts."""
+
+    def f(counts, strength=1.0):
+        smoothed = counts + extra(counts, strength)
+        return log(smoothed / smoothed.sum(axis, keepdim=True))
+
+    return f
+
+
+def unigram(counts):
+    return (counts.sum(0) + 1) / (counts.sum() + len(counts))
+
+
+def adds_in_place(counts, strength=1.0):
+    counts += strength * unigram(counts)
+    return (counts / counts.sum(1, keepdim=True)).log()
+
+
+def entropies(counts, weights=None, log=torch.log, smooth=0.0, axis=1):
+    """The mean entropy of the rows of counts under weights (V,)."""
+    total = counts.sum(axis, keepdim=True)
+    p = (counts + smooth) / total.masked_fill(total == 0, 1)
+    rows = -(p * log(p.masked_fill(p == 0, 1))).sum(axis)
+    weights = counts.sum(axis) / counts.sum() if weights is None else weights(counts)
+    return (weights * rows).sum().item()
+
+
+def one_token_class(forward):
+    """`OneToken` with another forward(self, x), x being the embedded tokens."""
+
+    def call(self, ids, mask=None):
+        return self.lm_head(forward(self, self.embed_tokens(ids)))
+
+    return type("Wrong", (ladder.OneToken,), {"forward": call})
+
+
+class OneTokenWithoutInit(torch.nn.Module):
+    forward = ladder.OneToken.forward
+
+    def __init__(self, config, generator=None):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = torch.nn.Embedding(config.vocab_size, config.dim)
+        self.mlp_norm = model.RMSNorm(config.dim, config.norm_eps)
+        self.mlp = model.FeedForward(config)
+        self.norm = model.RMSNorm(config.dim, config.norm_eps)
+        self.lm_head = torch.nn.Linear(config.dim, config.vocab_size, bias=False)
+
+
+class OneTokenOfItsOwnDraw(ladder.OneToken):
+    def __init__(self, config, generator=None):
+        super().__init__(config)
+
+
+class HidesPadding(ladder.OneToken):
+    def forward(self, ids, mask=None):
+        logits = super().forward(ids)
+        return logits if mask is None else logits * mask[..., None]
 
 
 def norm_class(forward):
@@ -462,6 +561,70 @@ WRONG = [
     ("decode_response", lambda t, ids: t.decode(ids)),
     ("decode_response", lambda t, ids: t.decode(ids).strip()),
     ("decode_response", lambda t, ids: t.decode(list(ids)[:-1]).removeprefix(" ")),
+    ("count_bigrams", altered(ladder.count_bigrams, torch.t)),
+    ("count_bigrams", altered(ladder.count_bigrams, torch.Tensor.long)),
+    ("count_bigrams", counts_as_one_text),
+    ("count_bigrams", counts_only_what_came),
+    ("count_bigrams", counts_by_loop(lambda x: pairwise(x.ids))),
+    ("count_bigrams", counts_by_loop(lambda x: pairwise(x.ids[x.loss_start :]))),
+    ("count_bigrams", counts_by_loop(lambda x: set(counted_pairs(x)))),
+    ("unigram_logprobs", altered(ladder.unigram_logprobs, torch.exp)),
+    ("unigram_logprobs", lambda c: ladder.unigram_logprobs(c.T)),
+    ("unigram_logprobs", lambda c: (c.sum(0) / c.sum()).log()),
+    ("unigram_logprobs", lambda c: ((c + 1).sum(0) / (c + 1).sum()).log()),
+    ("unigram_logprobs", lambda c: ((c.sum(0) + 1) / c.sum()).log()),
+    ("unigram_logprobs", lambda c: unigram(c).log2()),
+    ("unigram_logprobs", lambda c: unigram(c.add_(1)).log()),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s)),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s / len(c))),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: unigram(c))),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c) * c.sum())),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c)[:, None])),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c), axis=0)),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c), log=torch.log2)),
+    ("bigram_logprobs", adds_in_place),
+    ("table_nats", lambda t, c: -ladder.table_nats(t, c)),
+    ("table_nats", lambda t, c: -(c * t).mean().item()),
+    ("table_nats", lambda t, c: -(c * t).sum().item()),
+    ("table_nats", lambda t, c: -(c * t).sum().item() / c.sum().item()),
+    ("table_nats", lambda t, c: -(c * t.clamp(min=-20)).sum().item() / c.sum().item()),
+    ("table_nats", lambda t, c: -(c * t).nansum().item() / (c > 0).sum().item()),
+    ("table_nats", lambda t, c: -(c * t).nansum() / c.sum()),
+    ("one_token_floor", lambda c: entropies(c, lambda c: 1 / len(c))),
+    ("one_token_floor", lambda c: entropies(c, log=torch.log2)),
+    ("one_token_floor", lambda c: entropies(c, smooth=1.0)),
+    ("one_token_floor", lambda c: entropies(c, axis=0)),
+    ("one_token_floor", lambda c: entropies(c.sum(0, keepdim=True))),
+    ("one_token_floor", lambda c: ladder.table_nats(ladder.bigram_logprobs(c), c)),
+    ("one_token_floor", lambda c: torch.tensor(entropies(c))),
+    ("one_token_floor", lambda c: -ladder.one_token_floor(c)),
+    (
+        "one_token",
+        one_token_class(lambda self, x: self.norm(self.mlp(self.mlp_norm(x)))),
+    ),
+    ("one_token", one_token_class(lambda self, x: self.norm(x + self.mlp(x)))),
+    ("one_token", one_token_class(lambda self, x: x + self.mlp(self.mlp_norm(x)))),
+    (
+        "one_token",
+        one_token_class(
+            lambda self, x: self.norm((y := self.mlp_norm(x)) + self.mlp(y))
+        ),
+    ),
+    (
+        "one_token",
+        one_token_class(
+            lambda self, x: self.norm(
+                (y := x + x.roll(1, 1)) + self.mlp(self.mlp_norm(y))
+            )
+        ),
+    ),
+    (
+        "one_token",
+        one_token_class(lambda self, x: self.mlp_norm(x + self.mlp(self.norm(x)))),
+    ),
+    ("one_token", OneTokenWithoutInit),
+    ("one_token", OneTokenOfItsOwnDraw),
+    ("one_token", HidesPadding),
     (
         "rms_norm",
         norm_class(
@@ -741,3 +904,76 @@ def test_another_style_passes(name, other):
 
 
 test_the_package_passes, test_mistakes_are_caught = both_tests(language, RIGHT, WRONG)
+
+
+# The same things in another style: a check must not ask for the package's words.
+ALSO_RIGHT = [
+    ("count_bigrams", counts_by_loop(counted_pairs)),
+    (
+        "count_bigrams",
+        lambda examples, size: (
+            sum(
+                (
+                    F.one_hot(torch.tensor(a).long() * size + b, size * size)
+                    for x in examples
+                    for a, b in counted_pairs(x)
+                ),
+                start=torch.zeros(size * size),
+            )
+            .view(size, size)
+            .double()
+        ),
+    ),
+    ("unigram_logprobs", lambda c: unigram(c).log()),
+    (
+        "unigram_logprobs",
+        lambda c: (c.sum(0) + 1).log().log_softmax(0),
+    ),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c))),
+    (
+        "bigram_logprobs",
+        lambda c, strength=1.0: torch.stack(
+            [((r + strength * unigram(c)) / (r.sum() + strength)).log() for r in c]
+        ),
+    ),
+    (
+        "table_nats",
+        lambda t, c: (
+            -sum(c[a, b].item() * t[a, b].item() for a, b in c.nonzero().tolist())
+            / c.sum().item()
+        ),
+    ),
+    (
+        "table_nats",
+        lambda t, c: -torch.where(c > 0, c * t, 0.0).sum().item() / c.sum().item(),
+    ),
+    ("one_token_floor", entropies),
+    (
+        "one_token_floor",
+        lambda c: (
+            (torch.xlogy(c.sum(1), c.sum(1)).sum() - torch.xlogy(c, c).sum()) / c.sum()
+        ).item(),
+    ),
+    (
+        "one_token",
+        one_token_class(lambda self, x: self.norm(self.mlp(self.mlp_norm(x)).add_(x))),
+    ),
+    (
+        "one_token",
+        type(
+            "ByTable",
+            (ladder.OneToken,),
+            {
+                "forward": lambda self, ids, mask=None: ladder.OneToken.forward(
+                    self, torch.arange(self.config.vocab_size)[None]
+                )[0][ids]
+            },
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("name, other", ALSO_RIGHT)
+def test_another_style_passes(name, other, capsys):
+    getattr(language, name)(other)
+    assert capsys.readouterr().out.endswith(" checks passed\n")

@@ -154,6 +154,139 @@ def decode_response(f):
     )
 
 
+# 0 came once, 1 three times, 2 never; 2 stands before nothing that counts
+COUNTS = torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
+
+
+@check
+def count_bigrams(f):
+    """Check `count_bigrams(examples, vocab_size)`."""
+    texts = [Example([0, 1, 1], 1), Example([2, 1, 0, 1], 2), Example([2], 1)]
+    counts = f(texts, 3)
+    yield (
+        "three texts by hand",
+        counts,
+        COUNTS,
+        "row: the token before; column: the token that came; count from loss_start on",
+    )
+    yield (
+        "numbers that can be divided and multiplied",
+        counts.dtype,
+        torch.float64,
+        "the table is float64",
+    )
+    yield (
+        "the last token of a text is not followed by the next text",
+        f([Example([0, 1], 1), Example([2, 3], 1)], 4).nonzero().tolist(),
+        [[0, 1], [2, 3]],
+        "count within each text",
+    )
+    yield (
+        "a token after itself, and a row for every id",
+        f([Example([1, 1, 1], 1)], 3),
+        torch.tensor([[0, 0, 0], [0, 2, 0], [0, 0, 0]]),
+        "the table is (V, V) whatever comes",
+    )
+    yield (
+        "only the pairs whose second token counts",
+        f([Example([0, 1, 2, 0, 1], 3)], 3).nonzero().tolist(),
+        [[0, 1], [2, 0]],
+        "the first token that counts stands at loss_start; its pair begins one before",
+    )
+
+
+@check
+def unigram_logprobs(f):
+    """Check `unigram_logprobs(counts)`."""
+    untouched = COUNTS.clone()
+    yield (
+        "(1 + 1, 3 + 1, 0 + 1) / (4 + 3) by hand",
+        f(untouched),
+        torch.tensor([2 / 7, 4 / 7, 1 / 7]).log(),
+        "how often each token came, plus 1, over all of them; natural logarithms",
+    )
+    yield ("the counts stay as they were", untouched, COUNTS, "change no argument")
+    yield (
+        "no counts at all",
+        f(torch.zeros(4, 4)),
+        torch.full((4,), -math.log(4)),
+        "then all tokens are equally likely",
+    )
+    yield (
+        "one more for every token, not for every pair",
+        f(torch.tensor([[0.0, 6.0], [0.0, 0.0]])).exp(),
+        torch.tensor([1 / 8, 7 / 8]),
+        "(0 + 1, 6 + 1) / (6 + 2)",
+    )
+
+
+@check
+def bigram_logprobs(f):
+    """Check `bigram_logprobs(counts, strength=1.0)`."""
+    untouched = COUNTS.clone()
+    # one more sighting in each row, shared as 2/7, 4/7, 1/7
+    yield (
+        "three rows by hand",
+        f(untouched).exp(),
+        torch.tensor([[2.0, 18.0, 1.0], [9.0, 11.0, 1.0], [6.0, 12.0, 3.0]]) / 21,
+        "(count + strength * p(b)) / (sum of the row + strength)",
+    )
+    yield ("the counts stay as they were", untouched, COUNTS, "change no argument")
+    yield (
+        "four more sightings a row",
+        f(untouched, strength=4.0).exp(),
+        torch.tensor([[8.0, 30.0, 4.0], [15.0, 23.0, 4.0], [12.0, 24.0, 6.0]]) / 42,
+        "strength multiplies the unigram's probabilities",
+    )
+    yield (
+        "every row is a distribution",
+        f(untouched, 0.3).exp().sum(1),
+        torch.ones(3),
+        "divide each row by its own sum",
+    )
+    yield (
+        "what was seen a million times speaks for itself",
+        f(1e6 * COUNTS)[:2, :2].exp(),
+        torch.tensor([[0.0, 1.0], [0.5, 0.5]]),
+        "the strength does not grow with the counts",
+    )
+
+
+@check
+def table_nats(f):
+    """Check `table_nats(logprobs, counts)`."""
+    table = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    table = table.double().log()
+    # two pairs of ln 4, one of ln 10, one of -ln .8
+    by_hand = (2 * math.log(4) + math.log(10) - math.log(0.8)) / 4
+    yield (
+        "four pairs by hand",
+        row(f(table, COUNTS)),
+        row(by_hand),
+        "-sum of count * log p, divided by the number of pairs",
+    )
+    yield ("a number", type(f(table, COUNTS)), float, "take .item() of the tensor")
+    yield (
+        "ten times as much text of the same kind",
+        row(f(table, 10 * COUNTS)),
+        row(by_hand),
+        "a mean over pairs does not grow with the text",
+    )
+    impossible = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).double().log()
+    yield (
+        "what never came may be impossible",
+        row(f(impossible, torch.tensor([[0.0, 3.0], [1.0, 0.0]]))),
+        row(math.log(2) / 4),
+        "0 times -inf is NaN: leave pairs out that were not counted",
+    )
+    yield (
+        "what came and was held for impossible",
+        f(impossible, torch.tensor([[1.0, 3.0], [1.0, 0.0]])),
+        math.inf,
+        "one such pair makes the loss infinite",
+    )
+
+
 # ---------------------------------------------------------------------------- 02 blocks
 
 
@@ -315,6 +448,117 @@ def feed_forward(f):
         network(x),
         by_hand,
         "silu(1) * 2 = 1.4621; only the gate goes through silu",
+    )
+
+
+@check
+def one_token_floor(f):
+    """Check `one_token_floor(counts)`."""
+    yield (
+        "after 0 always 1, after 1 one of two",
+        row(f(COUNTS)),
+        row(math.log(2) / 2),
+        "(2 * 0 + 2 * ln 2) / 4; a token that never came has no row to divide",
+    )
+    yield ("a number", type(f(COUNTS)), float, "nats a token")
+    uneven = torch.tensor([[1.0, 3.0], [6.0, 0.0]]).double()
+    entropy = (math.log(4) + 3 * math.log(4 / 3)) / 4
+    yield (
+        "rows weigh as often as they came",
+        row(f(uneven)),
+        row(0.4 * entropy),
+        "4 of 10 tokens come after 0, so its row's entropy counts 0.4",
+    )
+    yield (
+        "counts ten times as large, and shares that add up to 1",
+        row(f(10 * uneven), f(uneven / 10)),
+        row(0.4 * entropy, 0.4 * entropy),
+        "divide each row by its own sum, and smooth nothing",
+    )
+    yield (
+        "four equally frequent pairs in each row",
+        row(f(torch.ones(4, 4))),
+        row(math.log(4)),
+        "natural logarithms",
+    )
+
+
+@check
+def one_token(f):
+    """Check `OneToken(config, generator)`, the class."""
+    config = tiny_config(n_layers=2, ffn_dim=40)
+    network = f(config, torch.Generator().manual_seed(0))
+    weights = dict(network.named_parameters())
+    yield (
+        "embedding, norm, feed-forward, norm, output",
+        {name: tuple(p.shape) for name, p in weights.items()},
+        {
+            "embed_tokens.weight": (11, 32),
+            "mlp_norm.weight": (32,),
+            "mlp.gate_proj.weight": (40, 32),
+            "mlp.up_proj.weight": (40, 32),
+            "mlp.down_proj.weight": (32, 40),
+            "norm.weight": (32,),
+            "lm_head.weight": (11, 32),
+        },
+        "embed_tokens, mlp_norm, mlp, norm, and lm_head without bias",
+    )
+    yield (
+        "small weights, those back into the stream smaller",
+        [
+            0.8 < weights[f"{name}.weight"].std().item() / std < 1.2
+            for name, std in (
+                ("embed_tokens", 0.02),
+                ("mlp.up_proj", 0.02),
+                ("mlp.down_proj", 0.01),
+                ("lm_head", 0.02),
+            )
+        ],
+        [True] * 4,
+        "Llama.init_weights(self, generator) at the end of __init__",
+    )
+    yield (
+        "the same generator gives the same weights",
+        f(config, torch.Generator().manual_seed(0)).lm_head.weight,
+        network.lm_head.weight,
+        "hand the generator on",
+    )
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in weights.values():
+            p.copy_(0.5 * torch.randn(p.shape, generator=noise) + (p.ndim == 1))
+    ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+    logits = network(ids)
+    w = {name.removesuffix(".weight"): p.detach() for name, p in weights.items()}
+
+    def normed(x, scale):
+        return x / (x.square().mean() + config.norm_eps).sqrt() * scale
+
+    def by_hand(token):
+        x = w["embed_tokens"][token]
+        y = normed(x, w["mlp_norm"])
+        gate, up = w["mlp.gate_proj"] @ y, w["mlp.up_proj"] @ y
+        x = x + w["mlp.down_proj"] @ (gate * torch.sigmoid(gate) * up)
+        return w["lm_head"] @ normed(x, w["norm"])
+
+    yield (
+        "eight tokens, one at a time",
+        logits,
+        torch.stack([torch.stack([by_hand(i) for i in r]) for r in ids.tolist()]),
+        "x + mlp(mlp_norm(x)), then the last norm, then lm_head",
+    )
+    yield (
+        "a token sees itself alone",
+        network(ids.roll(1, 0).flip(1)),
+        logits.roll(1, 0).flip(1),
+        "nothing may pass between positions or texts",
+    )
+    mask = torch.tensor([[False, True, True, True], [True, True, False, False]])
+    yield (
+        "a mask may be given, and changes nothing",
+        network(ids, mask),
+        logits,
+        "forward(ids, mask=None): there is nobody else to be hidden",
     )
 
 
