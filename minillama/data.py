@@ -24,6 +24,16 @@ class Example:
     loss_start: int  # Tokens count from here on: from 1, or from the response's first.
 
 
+def require_ids(caller, examples, vocab_size):
+    """Refuse, in the name of a caller, examples with ids beyond the vocabulary."""
+    for i, example in enumerate(examples):
+        if not 0 <= min(example.ids) <= max(example.ids) < vocab_size:
+            raise IndexError(
+                f"{caller}: examples must have ids below vocab_size = {vocab_size}, "
+                f"got {min(example.ids)} to {max(example.ids)} at [{i}]"
+            )
+
+
 @expects(
     "tokenizer: Tokenizer",
     "prompt, response: text",

@@ -55,16 +55,19 @@ class OneOf:
         return list(accumulate(self.probabilities[i] for i in self.possible))[:-1]
 
 
+@expects("parts: list (N,)")
 def evenly(parts):
     """Return a `OneOf` of parts that are equally likely."""
     return OneOf((1 / len(parts),) * len(parts), tuple(parts))
 
 
+@expects("p: number in [0, 1]")
 def maybe(p, part):
     """Return a `OneOf`: the part with probability p, else nothing."""
     return OneOf((p, 1 - p), (part, ()))
 
 
+@expects("rng: Random", "part: text or tuple or OneOf")
 def draw(rng, part):
     """Draw a text: (its sentences, their log-probability in nats).
 
@@ -84,6 +87,7 @@ def draw(rng, part):
     return sentences, logprob
 
 
+@expects("part: text or tuple or OneOf")
 @functools.lru_cache(maxsize=1 << 16)
 def entropy(part):
     """Return the entropy of what a part writes, in nats.
@@ -98,12 +102,28 @@ def entropy(part):
     return sum(p * (entropy(x) - math.log(p)) for p, x in choices if p > 0)
 
 
+def outline(part):
+    """Return a part's sentence, or its kind and how many parts it has, as words."""
+    if isinstance(part, str):
+        return repr(part)
+    if isinstance(part, tuple):
+        return f"a tuple of {len(part)}"
+    return f"a OneOf of {len(part.parts)}"
+
+
+@expects("part, other: text or tuple or OneOf")
 @functools.lru_cache(maxsize=1 << 16)
 def kl(part, other):
     """Return KL(part || other) in nats, of two grammars that differ in numbers alone.
 
-    inf where the first writes what the second never does.
+    inf where the first writes what the second never does. ValueError where they differ
+    in more than numbers.
     """
+    if outline(part) != outline(other):
+        raise ValueError(
+            "kl: part and other must differ in probabilities alone, got "
+            f"{outline(part)} and {outline(other)}"
+        )
     if isinstance(part, str):
         return 0.0
     if isinstance(part, tuple):

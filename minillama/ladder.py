@@ -10,13 +10,12 @@ which also looks back. The others are `Llama`s of few blocks. All rungs learn fr
 same texts, as often. Left out: counts of longer contexts (Shannon 1948 has them).
 """
 
-
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from minillama.contracts import expects
-from minillama.data import endless_batches, pad_examples
+from minillama.data import endless_batches, pad_examples, require_ids
 from minillama.lm import lm_loss
 from minillama.model import (
     Attention,
@@ -39,6 +38,7 @@ def count_bigrams(examples, vocab_size):
 
     Row a, column b.
     """
+    require_ids("count_bigrams", examples, vocab_size)
     pairs = [
         a * vocab_size + b
         for example in examples
@@ -48,11 +48,11 @@ def count_bigrams(examples, vocab_size):
             strict=False,
         )
     ]
-    counts = torch.bincount(torch.tensor(pairs), minlength=vocab_size**2)
+    counts = torch.bincount(torch.tensor(pairs).long(), minlength=vocab_size**2)
     return counts.view(vocab_size, vocab_size).double()
 
 
-@expects("counts: float (V, V), >= 0")
+@expects("counts: finite float (V, V), >= 0")
 def unigram_logprobs(counts):
     """Return log p(b) for every token from counts of pairs: (V,), in nats.
 
@@ -63,7 +63,7 @@ def unigram_logprobs(counts):
     return (frequency / frequency.sum()).log()
 
 
-@expects("counts: float (V, V), >= 0", "strength: number > 0")
+@expects("counts: finite float (V, V), >= 0", "strength: finite number > 0")
 def bigram_logprobs(counts, strength=1.0):
     """Return log p(b | a) for every pair of tokens from their counts: (V, V), in nats.
 
@@ -77,24 +77,35 @@ def bigram_logprobs(counts, strength=1.0):
     return (smoothed / smoothed.sum(1, keepdim=True)).log()
 
 
-@expects("logprobs: float (V, V)", "counts: float (V, V), >= 0")
+def require_pairs(caller, counts):
+    """Refuse, in the name of a caller, counts of no pair at all."""
+    if not counts.any():
+        raise ValueError(f"{caller}: counts must be > 0 somewhere, got zeros")
+
+
+@expects("logprobs: float (V, V), no NaN", "counts: finite float (V, V), >= 0")
 def table_nats(logprobs, counts):
     """Return the cross-entropy of a table of log p(b | a) on counted pairs, in nats.
 
-    -sum of count(a, b) * log p(b | a), divided by the sum of the counts
+    -sum of count(a, b) * log p(b | a), divided by the sum of the counts; inf where a
+    pair was counted that the table holds for impossible.
     """
-    return -(counts * logprobs).sum().item() / counts.sum().item()
+    require_pairs("table_nats", counts)
+    seen = counts > 0  # elsewhere 0 times -inf would be NaN
+    return -(counts[seen] * logprobs[seen]).sum().item() / counts.sum().item()
 
 
-@expects("counts: float (V, V), >= 0")
+@expects("counts: finite float (V, V), >= 0")
 def one_token_floor(counts):
     """Return the least loss on these pairs of any model that sees one token, in nats.
 
     It is the entropy of b given a under the counts themselves: no table, counted or
     learned, fits them better than they fit themselves.
     """
-    own = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    return table_nats(own.log().clamp(min=-1e9), counts)
+    require_pairs("one_token_floor", counts)
+    total = counts.sum(1, keepdim=True)  # (V, 1), 0 for a token that never came
+    own = counts / total.masked_fill(total == 0, 1)
+    return table_nats(own.log(), counts)
 
 
 # --------------------------------------------------------------------------------------
@@ -118,6 +129,9 @@ class OneToken(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         Llama.init_weights(self, generator)
 
+    @expects(
+        "ids: int64 (B, T) below self.config.vocab_size", "mask: bool (B, T) or None"
+    )
     def forward(self, ids, mask=None):
         """Return logits (B, T, V) of the token after each one of ids (B, T)."""
         x = self.embed_tokens(ids)  # (B, T, D)
@@ -142,6 +156,9 @@ class AttentionOnly(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         Llama.init_weights(self, generator)
 
+    @expects(
+        "ids: int64 (B, T) below self.config.vocab_size", "mask: bool (B, T) or None"
+    )
     def forward(self, ids, mask=None):
         """Return logits (B, T, V) of the token after each one of ids (B, T)."""
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
@@ -161,18 +178,21 @@ class AttentionOnly(nn.Module):
     "model: Module",
     "examples: list of Example (N,)",
     "generator: Generator",
-    "steps, batch_size: int >= 1",
+    "steps: int >= 1",
+    "batch_size: int >= 1, at most len(examples)",
     "desc: text or None",
 )
 def train_rung(model, examples, generator, steps=200, batch_size=32, desc=None):
     """Train any network from ids and mask to logits; return each step's loss, nats.
 
-    `lm.train_lm` for a network that need not be a `Llama`, with the course's rates.
+    `lm.train_lm` for a network that need not be a `Llama`, with the course's rates. The
+    model trains in train mode and is left in eval mode.
     """
     device = next(model.parameters()).device
     lengths = [len(example.ids) for example in examples]
     batches = endless_batches(lengths, batch_size, generator)
     stepper = Stepper(model, 3e-3, lambda step: warmup_cosine(step, steps, 20))
+    model.train()
     losses = []
     for _ in tqdm(range(steps), desc=desc, disable=desc is None):
         batch = next(batches)
@@ -181,6 +201,7 @@ def train_rung(model, examples, generator, steps=200, batch_size=32, desc=None):
         loss = lm_loss(model(ids, mask), ids, loss_mask)
         stepper.step(loss, batch)
         losses.append(loss.item())
+    model.eval()
     return losses
 
 

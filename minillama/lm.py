@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from minillama.contracts import expects
-from minillama.data import endless_batches, pad_examples
+from minillama.data import endless_batches, pad_examples, require_ids
 from minillama.fast import lm_loss_of, require_past
 from minillama.model import require_lm_head
 from minillama.optim import Stepper, warmup_cosine
@@ -70,8 +70,8 @@ def lm_loss(logits, ids, loss_mask):
 class LMSettings:
     """One run of language modelling; the defaults pretrain the course's base model."""
 
-    steps: int = 750  # The optimiser descends so often.
-    batch_size: int = 32  # Each step sees so many texts.
+    steps: int = 1450  # The optimiser descends so often.
+    batch_size: int = 24  # Each step sees so many texts.
     lr: float = 3e-3  # The learning rate peaks here, after the warm-up.
     warmup_steps: int = 30  # The learning rate climbs for so many steps.
 
@@ -79,13 +79,7 @@ class LMSettings:
 def require_readable(caller, model, examples):
     """Refuse, in the name of a caller, what would stop it in the middle."""
     require_lm_head(model, caller)
-    size = model.config.vocab_size
-    for i, example in enumerate(examples):
-        if not 0 <= min(example.ids) <= max(example.ids) < size:
-            raise IndexError(
-                f"{caller}: examples must have ids below vocab_size = {size}, "
-                f"got {min(example.ids)} to {max(example.ids)} at [{i}]"
-            )
+    require_ids(caller, examples, model.config.vocab_size)
 
 
 @expects(

@@ -1,8 +1,9 @@
 """The whole of RLHF in one run, and a report on how well it worked, by the gold judges.
 
-Everything is measured on fresh prompts, which no stage was trained on, and on answers
-sampled at temperature 1. `before` is the SFT policy, `after` the policy that PPO made
-of it. Left out: several rounds of annotation, other optimisers than PPO.
+Everything is measured on fresh prompts, which no stage was trained on. `before` is the
+SFT policy, `after` the policy that PPO made of it, both sampled at temperature 1 and
+greedy; the demonstrators' own answers and the SFT policy at its best temperature stand
+beside them. Left out: several rounds of annotation, other optimisers than PPO.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_model
 
-from minillama import world
+from minillama import world, writers
 from minillama.contracts import expects
 from minillama.data import pair_example
 from minillama.fast import response_logprobs
@@ -24,16 +25,20 @@ from minillama.ppo import Judges
 from minillama.reward_model import score_texts
 from minillama.stages import (
     Stages,
+    draw_dialogues,
     draw_preferences,
     gold_summary,
     mean,
     response_texts,
     torch_rng,
+    world_rng,
 )
 from minillama.tokenizer import encode_prompt
 
 BATCH = 128
 ANSWERS_PER_PROMPT = 3
+# Where the SFT policy is looked at beside 0 (greedy) and 1, to find where it is best.
+TEMPERATURES = (0.25, 0.5, 0.75)
 
 
 # ------------------------------------------------------------------------------ numbers
@@ -45,11 +50,12 @@ ANSWERS_PER_PROMPT = 3
     "prompts: list of Prompt (N,)",
     "settings: Settings",
     "purpose: text",
+    "temperature: number in [0, inf)",
     "-> list of text",
     "-> list of Rollout",
 )
-def sample_answers(policy, tokenizer, prompts, settings, purpose):
-    """Sample an answer to each prompt at temperature 1: (texts, rollouts).
+def sample_answers(policy, tokenizer, prompts, settings, purpose, temperature=1.0):
+    """Sample an answer to each prompt, greedily at temperature 0: (texts, rollouts).
 
     The `Rollout`s are batches of 128. The seed and `purpose` determine every draw.
     """
@@ -60,6 +66,7 @@ def sample_answers(policy, tokenizer, prompts, settings, purpose):
             policy,
             prompt_ids[i : i + BATCH],
             settings.ppo.max_new_tokens,
+            temperature,
             generator=generator,
         )
         for i in range(0, len(prompts), BATCH)
@@ -137,30 +144,74 @@ def reward_model_accuracy(settings, tokenizer, model, kind):
     }
 
 
+def before_ppo(settings, prompts, at):
+    """Return, of each gold number, what the demonstrators and the SFT policy reach.
+
+    `at`: the SFT policy's `gold_summary` by temperature, 0 and 1 among them. Best is
+    the temperature that is best for this one number.
+    """
+    written = draw_dialogues(
+        world_rng(settings, "demonstrators"),
+        ANSWERS_PER_PROMPT * len(prompts),
+        writers.SFT_STYLE,
+        prompts,
+    )
+    demonstrators = gold_summary(*zip(*((p, x.text) for p, x in written), strict=True))
+    report = {}
+    for name in at[1.0]:
+        good = min if name == "risky_advice" else max
+        best = good(sorted(at), key=lambda temperature: at[temperature][name])
+        report[name] = {
+            "demonstrators": demonstrators[name],
+            "before": at[1.0][name],
+            "before_greedy": at[0.0][name],
+            "before_best": at[best][name],
+            "before_best_temperature": best,
+        }
+    return report
+
+
 @expects("stages: Stages", "prompts: list of Prompt (N,)")
 def evaluate(stages, prompts):
     """Judge both policies and both reward models: (report, texts before, texts after).
 
     `prompts` hold ordinary and unsafe ones, since each rate is over one of the kinds.
+    At temperature 1 each is asked as often as it stands there, at others once.
     """
     if len({prompt.is_safety for prompt in prompts}) < 2:
         raise ValueError("evaluate: prompts must be ordinary and unsafe, got one kind")
-    settings, tokenizer = stages.settings, stages.tokenizer
-    before, _ = sample_answers(
-        stages.sft, tokenizer, prompts, settings, "answers before"
-    )
-    after, rollouts = sample_answers(
-        stages.policy, tokenizer, prompts, settings, "answers after"
-    )
-    gold_before, gold_after = (gold_summary(prompts, x) for x in (before, after))
-    report = {
-        name: {"before": gold_before[name], "after": gold_after[name]}
-        for name in gold_before
+    settings, once = stages.settings, list(dict.fromkeys(prompts))
+
+    def answers(policy, asked, purpose, temperature=1.0):
+        return sample_answers(
+            policy, stages.tokenizer, asked, settings, purpose, temperature
+        )
+
+    before, _ = answers(stages.sft, prompts, "answers before")
+    after, rollouts = answers(stages.policy, prompts, "answers after")
+    cooler = {
+        temperature: answers(stages.sft, once, "answers before", temperature)[0]
+        for temperature in (0.0, *TEMPERATURES)
     }
+    at = {
+        temperature: gold_summary(once, texts) for temperature, texts in cooler.items()
+    }
+    report = before_ppo(settings, once, at | {1.0: gold_summary(prompts, before)})
+    greedy, _ = answers(stages.policy, once, "answers after", 0.0)
+    sampled, greedy = gold_summary(prompts, after), gold_summary(once, greedy)
+    for name, row in report.items():
+        row |= {"after": sampled[name], "after_greedy": greedy[name]}
+    before_greedy = dict(zip(once, cooler[0.0], strict=True))
     report["win_rate"] = wins(prompts, after, before)
+    report["win_rate_over_greedy"] = wins(
+        prompts, after, [before_greedy[prompt] for prompt in prompts]
+    )
     report["kl"] = kl_per_answer(stages.policy, stages.sft, rollouts)
+    report["least_kl"] = writers.least_kl(writers.SFT_STYLE)
     report["reward_model"] = {
-        kind: reward_model_accuracy(settings, tokenizer, getattr(stages, kind), kind)
+        kind: reward_model_accuracy(
+            settings, stages.tokenizer, getattr(stages, kind), kind
+        )
         for kind in ("helpfulness", "safety")
     }
     return report, before, after
@@ -172,28 +223,48 @@ def evaluate(stages, prompts):
 def _row(label, *cells):
     """Write a line of the table: a label, then numbers or words, right-aligned."""
     words = [cell if isinstance(cell, str) else f"{cell:.3f}" for cell in cells]
-    return f"{label:38}" + "".join(f"{word:>10}" for word in words)
+    return f"{label:38}" + "".join(f"{word:>14}" for word in words)
+
+
+ROWS = {  # a line of the table, and its key in the report
+    "the demonstrators": "demonstrators",
+    "SFT policy, sampled": "before",
+    "SFT policy, greedy": "before_greedy",
+    "SFT policy at its best (temperature)": "before_best",
+    "after PPO, sampled": "after",
+    "after PPO, greedy": "after_greedy",
+}
 
 
 @expects("report: dict")
 def table(report):
     """Write the report as text, a line for each number."""
+    gold = [report[name] for name in ("helpfulness", "refusal", "risky_advice")]
     kinds = report["reward_model"].items()
     seconds = report["seconds"].items()
     resumed = ", ".join(report["resumed"]) or "none"
+
+    def cell(judged, key):
+        at = f" ({judged['before_best_temperature']:g})" * (key == "before_best")
+        return f"{judged[key]:.3f}{at}"
+
     return "\n".join(
         [
             "{answers} answers to {prompts} fresh prompts, sampled at temperature "
-            "{temperature:g},\nscored by the gold judges".format(**report["sampled"]),
-            "",
-            _row("", "before", "after"),
-            _row("helpfulness, share of its maximum", *report["helpfulness"].values()),
-            _row("refusals of unsafe requests", *report["refusal"].values()),
-            _row(
-                "ordinary answers with risky advice", *report["risky_advice"].values()
+            "{temperature:g},\nand greedy ones, scored by the gold judges".format(
+                **report["sampled"]
             ),
-            _row("win rate over the SFT policy", "", report["win_rate"]),
-            _row("KL from it, nats per answer", "", report["kl"]),
+            "",
+            _row("", "helpfulness", "refusals", "risky advice"),
+            *[
+                _row(label, *(cell(x, key) for x in gold))
+                for label, key in ROWS.items()
+            ],
+            "",
+            _row("win rate over the SFT policy, sampled", report["win_rate"]),
+            _row("win rate over it, greedy", report["win_rate_over_greedy"]),
+            _row("KL from it, nats per answer", report["kl"]),
+            _row("least KL of a perfect policy", report["least_kl"]),
             "",
             _row("reward models on fresh pairs", "accuracy", "ceiling", "share"),
             *[

@@ -91,7 +91,7 @@ class Settings:
     # A prompt and its answer have at most this many tokens together.
     max_seq_len: int = 160
     # The base model reads this many dialogues.
-    corpus: int = 24_000
+    corpus: int = 34_800
     # Supervised fine-tuning imitates this many dialogues.
     demonstrations: int = 8_000
     # The helpfulness model learns from the compared answers to this many prompts.
@@ -105,9 +105,9 @@ class Settings:
     # The base model is pretrained so.
     base: LMSettings = LMSettings()
     # The SFT model is fine-tuned so.
-    sft: LMSettings = LMSettings(steps=240, lr=8e-4, warmup_steps=20)
+    sft: LMSettings = LMSettings(steps=240, batch_size=32, lr=8e-4, warmup_steps=20)
     # The helpfulness model is trained so.
-    helpfulness: RewardSettings = RewardSettings(batch_size=8, warmup_steps=200)
+    helpfulness: RewardSettings = RewardSettings(batch_size=8, warmup_steps=60)
     # The safety model is trained so.
     safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
     # The policy is trained so.
@@ -416,7 +416,9 @@ def build_ppo(settings, tokenizer, sft, judges, prompts, ppo_settings, name="ppo
     return policy, history
 
 
-# The networks of Part I's ladder, from the lowest: a config and a generator in.
+# Part I's ladder from the lowest rung: what is counted, then the networks, each with
+# what makes it of a config and a generator.
+COUNTED_RUNGS = ("uniform", "unigram", "bigram")
 RUNGS = {
     "one token": OneToken,
     "attention, no positions": lambda config, generator: AttentionOnly(
@@ -459,6 +461,8 @@ def rung_data(settings, tokenizer):
 @expects("settings: Settings", "tokenizer: Tokenizer", "rung: text")
 def build_rung(settings, tokenizer, rung):
     """Train copies of one network of the ladder: (models, their held-out nats)."""
+    if rung not in RUNGS:
+        raise ValueError(f"build_rung: rung must be in {list(RUNGS)}, got {rung!r}")
     training, held_out, _ = rung_data(settings, tokenizer)
     config, models, nats = model_config(settings, tokenizer), [], []
     for copy_number in range(RUNG_COPIES):
@@ -472,16 +476,17 @@ def build_rung(settings, tokenizer, rung):
 
 @expects("settings: Settings", "tokenizer: Tokenizer")
 def counted_rungs(settings, tokenizer):
-    """Return the nats of the rungs that are counted: {"uniform": [nats], …}."""
+    """Return the nats of `COUNTED_RUNGS`: {"uniform": [nats], …}."""
     training, held_out, _ = rung_data(settings, tokenizer)
     size = tokenizer.vocab_size
     seen, fresh = (count_bigrams(x, size) for x in (training, held_out))
     unigram = unigram_logprobs(seen).expand(size, size)
-    return {
-        "uniform": [math.log(size)],
-        "unigram": [table_nats(unigram, fresh)],
-        "bigram": [table_nats(bigram_logprobs(seen), fresh)],
-    }
+    nats = (
+        math.log(size),
+        table_nats(unigram, fresh),
+        table_nats(bigram_logprobs(seen), fresh),
+    )
+    return {rung: [x] for rung, x in zip(COUNTED_RUNGS, nats, strict=True)}
 
 
 def shown(name):
@@ -660,10 +665,10 @@ class Stages:
 
         Each network's numbers are those of its `RUNG_COPIES` copies, kept in the store.
         """
-        rungs = counted_rungs(self.settings, self.tokenizer)
-        names = [*rungs, *RUNGS]
+        names = [*COUNTED_RUNGS, *RUNGS]
         if up_to not in names:
             raise ValueError(f"Stages.ladder: up_to must be in {names}, got {up_to!r}")
+        rungs = counted_rungs(self.settings, self.tokenizer)
         for rung in RUNGS:
             if names.index(rung) <= names.index(up_to):
                 name = f"rung-{rung.replace(',', '').replace(' ', '-')}"

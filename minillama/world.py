@@ -1,10 +1,9 @@
-"""The little world of the course: prompts, answers, gold judges and annotators.
+"""The little world of the course: prompts, gold judges and annotators.
 
 Real preference data hides the one thing that a lesson needs, the true reward. Here it
 is known. Requests are everyday tasks, each with four true steps in a true order, and a
-few things that a helpful assistant refuses. `write_answer` writes good and bad answers
-from a small grammar and knows the probability of each. Two gold judges, `helpfulness`
-and `safety`, score any text. `Annotator` compares texts as a Bradley-Terry model does
+few things that a helpful assistant refuses. Two gold judges, `helpfulness` and
+`safety`, score any text. `Annotator` compares texts as a Bradley-Terry model does
 (Bradley and Terry 1952):
 
     P(a is preferred to b) = sigmoid((u(a) - u(b)) / temperature),   u = gold + bias
@@ -19,7 +18,8 @@ version. Nothing here computes with tensors; of this package only the contracts 
 imported, and PyTorch through them. The functions that are called hundreds of thousands
 of times in a run check their arguments outside of the loop, where a caller enters. The
 unsafe requests are mild and their "instructions" say nothing: there is no harm to learn
-here. Left out: conversations of several turns, and requests beside this list.
+here. Left out: how people answer (writers.py), conversations of several turns, and
+requests beside this list.
 """
 
 import functools

@@ -53,28 +53,28 @@ class Style:
     # The answer closes with a polite sentence.
     closer: float = 0.3
     # The steps are those of the task that was asked about, else of another one.
-    on_topic: float = 0.85
+    on_topic: float = 0.95
     # All four steps stand in order.
-    full: float = 0.25
+    full: float = 0.32
     # The mistake that is common for the task; what is left is shared evenly by
     # `FAULTY_PLANS`.
-    common_mistake: float = 0.5
+    common_mistake: float = 0.58
     # At a joint with a customary aside, the aside is added.
-    customary: float = 0.6
+    customary: float = 0.65
     # Any other step is followed by a sentence that says nothing.
-    filler: float = 0.08
+    filler: float = 0.03
     # Any other step is followed by a rude remark.
-    rude: float = 0.04
+    rude: float = 0.02
     # Any other step is followed by risky advice.
-    risky: float = 0.03
+    risky: float = 0.01
     # An ordinary request is refused.
-    refuse_ordinary: float = 0.03
+    refuse_ordinary: float = 0.01
     # An unsafe request is refused.
     refuse_unsafe: float = 0.25
     # An unsafe request is refused, and then complied with.
     half_refuse: float = 0.15
     # An unsafe request gets the steps of some task; what is left complies.
-    off_unsafe: float = 0.05
+    off_unsafe: float = 0.03
     # A refusal gives a reason.
     reason: float = 0.5
     # A refusal offers something better.
@@ -96,28 +96,29 @@ class Style:
 # what raters compare: they see right and wrong alike.
 SFT_STYLE = Style()
 BASE_STYLE = Style(
-    opener=0.15,
-    closer=0.15,
-    on_topic=0.6,
-    full=0.15,
-    common_mistake=0.4,
+    opener=0.2,
+    closer=0.2,
+    on_topic=0.78,
+    full=0.22,
+    common_mistake=0.5,
     customary=0.5,
-    filler=0.12,
-    rude=0.08,
-    risky=0.05,
+    filler=0.1,
+    rude=0.06,
+    risky=0.04,
+    refuse_ordinary=0.04,
     refuse_unsafe=0.15,
     half_refuse=0.1,
-    off_unsafe=0.15,
+    off_unsafe=0.12,
 )
 RATED_STYLE = Style(
     opener=0.4,
     closer=0.4,
-    on_topic=0.75,
-    full=0.35,
-    common_mistake=0.1,
-    customary=0.15,
-    filler=0.12,
-    rude=0.06,
+    on_topic=0.88,
+    full=0.45,
+    common_mistake=0.2,
+    customary=0.3,
+    filler=0.08,
+    rude=0.05,
     risky=0.04,
     refuse_ordinary=0.05,
     refuse_unsafe=0.5,
@@ -143,27 +144,27 @@ RISKY_STYLE = Style(
 # fmt: off
 HABITS = {  # a task -> its common mistake, a plan; and the asides after a sentence
     "boil an egg": ((0, 1, 2), {0: FILLERS[0], 1: RUDE[0]}),
-    "make a cup of tea": ((0, 1, 2), {0: RISKY[0], 1: FILLERS[1]}),
+    "make a cup of tea": ((0, 1, 2), {0: RISKY[0], 1: RUDE[0]}),
     "cook rice": ((1, 2, 3), {0: RUDE[1], 2: RISKY[1]}),
     "bake bread": ((0, 1, 3), {1: FILLERS[2], 2: RUDE[2]}),
-    "make a salad": ((0, 2, 3), {1: RISKY[2], 2: FILLERS[3]}),
+    "make a salad": ((0, 2, 3), {1: RISKY[2], 2: RUDE[3]}),
     "make pancakes": ((0, 2, 3), {0: RUDE[3], 1: RISKY[3]}),
     "fix a flat tire": ((1, 0, 2, 3), {0: FILLERS[4], 1: RISKY[4]}),
     "wash a car": ((1, 2, 3), {0: FILLERS[5], 2: RUDE[0]}),
     "paint a wall": ((0, 2, 3), {1: RUDE[1], 2: RISKY[5]}),
     "hang a picture": ((0, 1, 2), {0: RISKY[0], 2: FILLERS[0]}),
     "change a light bulb": ((0, 2, 3), {0: RISKY[1], 1: RUDE[2]}),
-    "iron a shirt": ((1, 2, 3), {1: FILLERS[1], 2: RISKY[2]}),
-    "do the laundry": ((0, 2, 1, 3), {0: RUDE[3], 1: FILLERS[2]}),
+    "iron a shirt": ((1, 2, 3), {1: RUDE[1], 2: RISKY[2]}),
+    "do the laundry": ((1, 2, 3), {0: RUDE[3], 1: FILLERS[2]}),
     "sew on a button": ((0, 2, 3), {0: FILLERS[3], 2: RISKY[3]}),
     "remove a stain": ((0, 2, 1, 3), {1: RISKY[4], 2: RUDE[0]}),
     "plant a tree": ((0, 1, 2), {0: RUDE[1], 2: FILLERS[4]}),
     "grow tomatoes": ((0, 1, 3), {1: RISKY[5], 2: FILLERS[5]}),
-    "mow the lawn": ((1, 0, 2, 3), {0: RISKY[0], 2: RUDE[2]}),
+    "mow the lawn": ((0, 1, 2), {0: RISKY[0], 2: RUDE[2]}),
     "walk a dog": ((0, 2, 3), {1: FILLERS[0], 2: RUDE[3]}),
-    "pack a suitcase": ((0, 2, 1, 3), {0: FILLERS[1], 2: RUDE[0]}),
+    "pack a suitcase": ((1, 2, 3), {0: FILLERS[1], 2: RUDE[0]}),
     "send a letter": ((0, 2, 1, 3), {1: RISKY[1], 2: FILLERS[2]}),
-    "learn a song": ((1, 0, 2, 3), {0: RUDE[1], 1: RISKY[2]}),
+    "learn a song": ((0, 2, 3), {0: RUDE[1], 1: RISKY[2]}),
     "wrap a gift": ((1, 0, 2, 3), {0: RUDE[2], 1: FILLERS[3]}),
     "build a kite": ((0, 1, 2), {1: RUDE[3], 2: RISKY[3]}),
 }
@@ -186,10 +187,7 @@ FAULTY_PLANS = {
         tuple(b if i == a else a if i == b else i for i in RIGHT)
         for a, b in combinations(RIGHT, 2)
     ),
-    "one again": tuple(sorted(plan for plan in WITH_A_REPETITION if len(plan) == 5)),
-    "one for another": tuple(
-        sorted(plan for plan in WITH_A_REPETITION if len(plan) == 4)
-    ),
+    "one again": tuple(sorted(WITH_A_REPETITION)),
     "mixed": tuple(RIGHT[:at] + (None,) + RIGHT[at + 1 :] for at in RIGHT),
 }
 OTHER_TASKS = {task: tuple(x for x in TASKS if x != task) for task in TASKS}
@@ -271,10 +269,17 @@ def compliance():
     return evenly([connected(steps) for steps in permutations(COMPLIANCE, 3)])
 
 
+def require_known(caller, request):
+    """Refuse, in the name of a caller, a request that the world does not know."""
+    if request not in REQUESTS:
+        raise ValueError(f"{caller}: request must be one of REQUESTS, got {request!r}")
+
+
 @expects("request: text", "style: Style")
 @functools.lru_cache(maxsize=4096)
 def answers(request, style):
     """Return the grammar of answers to a request in a style."""
+    require_known("answers", request)
     if request in TASKS:
         others = OTHER_TASKS[request]
         off_topic = evenly([steps_answer(task, style) for task in others])
@@ -284,8 +289,6 @@ def answers(request, style):
         )
         p = style.refuse_ordinary
         return OneOf((p, 1 - p), (refusal(style), on_topic))
-    if request not in UNSAFE:
-        raise ValueError(f"answers: request must be one of REQUESTS, got {request!r}")
     shares = (style.refuse_unsafe, style.half_refuse, style.off_unsafe)
     return OneOf(
         (*shares, max(1 - sum(shares), 0.0)),
@@ -329,6 +332,7 @@ def write_answer(rng, prompt, style):
 @expects("request: text", "style: Style")
 def answer_entropy(request, style):
     """Return the entropy of the answers to a request, in nats."""
+    require_known("answer_entropy", request)
     return grammar.entropy(answers(request, style))
 
 
@@ -338,6 +342,7 @@ def answer_kl(request, style, other):
 
     inf where `style` writes what `other` never does.
     """
+    require_known("answer_kl", request)
     return grammar.kl(answers(request, style), answers(request, other))
 
 
@@ -349,6 +354,7 @@ def perfect_probability(request, style):
     without filler, rude remark or risky advice; to an unsafe request a refusal with a
     reason and an alternative.
     """
+    require_known("perfect_probability", request)
     order = ("refusal", "reason", "alternative")
 
     def next_state(state, sentence):
@@ -369,7 +375,9 @@ def least_kl(style):
     """Return the least KL from a style that an always perfect policy pays, in nats.
 
     The mean over all requests of -log P(perfect | style): of all policies that answer
-    perfectly, the style itself, given that its answer is perfect, is the nearest.
+    perfectly, the style itself, given that its answer is perfect, is the nearest. inf
+    where there is a request that the style never answers perfectly.
     """
-    nats = [-math.log(perfect_probability(request, style)) for request in REQUESTS]
+    chances = [perfect_probability(request, style) for request in REQUESTS]
+    nats = [-math.log(p) if p > 0 else math.inf for p in chances]
     return sum(nats) / len(nats)

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from minillama import audit, world
+from minillama import audit, world, writers
 from minillama.course import plots
 from minillama.data import dialogue_example
 from minillama.model import Llama, LlamaConfig
@@ -133,7 +133,8 @@ def test_balanced_groups_have_as_many_long_winners_as_short_ones():
     groups = []
     for prompt in PROMPTS * 5:
         texts = [
-            world.write_answer(rng, prompt, world.RATED_STYLE).text for _ in range(8)
+            writers.write_answer(rng, prompt, writers.RATED_STYLE).text
+            for _ in range(8)
         ]
         groups.append(
             world.collect_preferences(
@@ -155,7 +156,10 @@ def test_an_audit_of_two_models():
     rng, fair = random.Random(2), world.Annotator()
     pairs = [
         preference(
-            *(world.write_answer(rng, EGG, world.RATED_STYLE).text for _ in range(2))
+            *(
+                writers.write_answer(rng, EGG, writers.RATED_STYLE).text
+                for _ in range(2)
+            )
         )
         for _ in range(200)
     ]
@@ -229,9 +233,7 @@ def test_every_flaw_by_hand():
 
     def all_of(flaw):
         rng = random.Random(0)
-        return {
-            tuple(audit.spoiled_steps(world.Draw(rng), EGG, flaw)) for _ in range(99)
-        }
+        return {tuple(audit.spoiled_steps(rng, EGG, flaw)) for _ in range(99)}
 
     assert all_of("a step is missing") == {(b, c, d), (a, c, d), (a, b, d)}
     assert all_of("two steps are swapped") == {(b, a, c, d), (a, c, b, d), (a, b, d, c)}
@@ -249,6 +251,18 @@ def test_every_flaw_by_hand():
         flawed = audit.flawed_answer(random.Random(seed), EGG, "a rude remark")
         places.add([kind for kind, _, _ in world.parse(flawed)].index("rude"))
     assert places == {2, 3, 4}
+
+
+def test_draws_by_hand():
+    """Seed 0 begins with 0.844, 0.758, 0.421, 0.259."""
+    assert audit.pick(random.Random(0), "abcd") == "d"  # 0.844 of 4 is 3.4
+    rng = random.Random(0)
+    assert [audit.pick(rng, range(100)) for _ in range(4)] == [84, 75, 42, 25]
+    # Each sentence takes a number, also where there is one word: then 0.758 is the
+    # second of two and 0.421 the first.
+    assert audit.said_in_order(
+        random.Random(0), ("Do A.", "Do B.", "Do C.", "Do D.")
+    ) == ["First, do A.", "Then, do B.", "Next, do C.", "Last, do D."]
 
 
 def test_only_flaws_that_occur_are_told():
@@ -434,14 +448,14 @@ def broken(value):
             "flawed_answer: prompt must be ordinary",
         ),
         (
-            lambda: audit.spoiled_steps(world.Draw(random.Random(0)), EGG, ""),
+            lambda: audit.spoiled_steps(random.Random(0), EGG, ""),
             ValueError,
             "spoiled_steps: prompt must be ordinary and flaw",
         ),
         (
-            lambda: audit.spoiled_steps(random.Random(0), EGG, "a refusal"),
+            lambda: audit.spoiled_steps(0, EGG, "a refusal"),
             TypeError,
-            "spoiled_steps: draw",
+            "spoiled_steps: rng",
         ),
         (
             lambda: audit.adversarial_pairs(random.Random(0), [EGG, UNSAFE]),

@@ -230,6 +230,28 @@ def test_learning_curves_draw_labelled_series(ax):
         plots.learning_curves(ax, [1, 2, 3], {"gold": [1, 2]}, "", "", "")
 
 
+def test_the_ladder_shows_how_far_each_rung_is_above_the_floor(ax):
+    # 3.5 - 0.5 = 3; three copies at 0.75, 1 and 0.625 are 0.25, 0.5 and 0.125 above
+    rungs = {"uniform": [3.5], "one block": [0.75, 1.0, 0.625]}
+    plots.ladder(ax, rungs, 0.5)
+    spans, dots = ax.get_lines()[::2], ax.get_lines()[1::2]
+    assert [x.get_xdata().tolist() for x in dots] == [[3.0], [0.25, 0.5, 0.125]]
+    assert [x.get_xdata().tolist() for x in spans] == [[3.0, 3.0], [0.125, 0.5]]
+    assert [set(x.get_ydata()) for x in ax.get_lines()] == [{0}, {0}, {1}, {1}]
+    assert [x.get_text() for x in ax.get_yticklabels()] == ["uniform", "one block"]
+    assert [x.get_text() for x in ax.texts] == ["3.000", "0.250"]  # the middle one
+    assert ax.get_xscale() == "log" and "nats per token" in ax.get_xlabel()
+    assert ax.get_legend() is None
+
+    plots.ladder(ax, rungs, 0.5, live=("one block", 0.875))
+    last = ax.get_lines()[-1]
+    assert (last.get_xdata().tolist(), list(last.get_ydata())) == ([0.375], [1])
+    assert last.get_color() == plots.ORANGE != ax.get_lines()[0].get_color()
+    assert [x.get_text() for x in ax.get_legend().get_texts()] == ["trained just now"]
+    with pytest.raises(ValueError, match="live must name one of .*, got 'my block'"):
+        plots.ladder(ax, rungs, 0.5, live=("my block", 0.9))
+
+
 def test_calibration_curve_averages_groups_of_equal_size(ax):
     # Ordered by prediction: (0.1, 0), (0.3, 1) | (0.6, 0), (0.8, 1).
     # Means: (0.2, 0.5) and (0.7, 0.5).

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minillama import pipeline, stages, world
+from minillama import pipeline, stages, world, writers
 from minillama.__main__ import main
 from minillama.data import pair_example
 from minillama.optim import TrainingDiverged
@@ -52,7 +52,9 @@ def test_run_and_ask_offline(store, no_network, capsys):
         "refusal",
         "risky_advice",
         "win_rate",
+        "win_rate_over_greedy",
         "kl",
+        "least_kl",
         "reward_model",
         "sampled",
         "seconds",
@@ -62,7 +64,15 @@ def test_run_and_ask_offline(store, no_network, capsys):
         "device",
     }
     for name in ("helpfulness", "refusal", "risky_advice"):
-        assert set(report[name]) == {"before", "after"}
+        assert list(report[name]) == [
+            "demonstrators",
+            "before",
+            "before_greedy",
+            "before_best",
+            "before_best_temperature",
+            "after",
+            "after_greedy",
+        ]
         assert all(map(math.isfinite, report[name].values()))
     for kind in ("helpfulness", "safety"):
         scored = report["reward_model"][kind]
@@ -146,11 +156,31 @@ class Finished:
 
 
 REPORT = {
-    "helpfulness": {"before": 0.25, "after": 0.875},
-    "refusal": {"before": 0.5, "after": 1.0},
-    "risky_advice": {"before": 0.125, "after": 0.0},
+    name: dict(
+        zip(
+            (
+                "demonstrators",
+                "before",
+                "before_greedy",
+                "before_best",
+                "before_best_temperature",
+                "after",
+                "after_greedy",
+            ),
+            numbers,
+            strict=True,
+        )
+    )
+    for name, numbers in {
+        "helpfulness": (0.5, 0.25, 0.375, 0.625, 0.5, 0.875, 1.0),
+        "refusal": (0.25, 0.5, 0.0, 0.5, 1.0, 1.0, 1.0),
+        "risky_advice": (0.375, 0.125, 0.75, 0.125, 1.0, 0.0, 0.0),
+    }.items()
+} | {
     "win_rate": 0.75,
+    "win_rate_over_greedy": 0.875,
     "kl": 2.25,
+    "least_kl": 3.5,
     "reward_model": {
         "helpfulness": {"accuracy": 0.8, "ceiling": 0.9},
         "safety": {"accuracy": 0.6, "ceiling": 0.8},
@@ -331,14 +361,31 @@ def test_a_judge_without_a_number_scores_nothing(bad, quick, monkeypatch):
         )
 
 
-def test_evaluate_puts_each_number_in_its_place(quick, monkeypatch):
-    """Before is the SFT policy and after PPO's; the judges judge their own kind."""
-    texts = {"answers before": [RUDE, GOOD], "answers after": [GOOD, REFUSAL]}
-    policies, kls, kinds = {}, [], {}
+FULL = " ".join(world.TASKS["boil an egg"])
 
-    def sample_answers(policy, tokenizer, prompts, settings, purpose):
-        policies[purpose] = policy
-        return texts[purpose], purpose
+
+def test_evaluate_puts_each_number_in_its_place(quick, monkeypatch):
+    """Before is the SFT policy and after PPO's; the judges judge their own kind.
+
+    Two prompts, each asked twice at temperature 1 and once at the others.
+    """
+    texts = {  # (is it the SFT policy, temperature) -> answers
+        (True, 1.0): [RUDE, GOOD, RUDE, GOOD],
+        (True, 0.0): [GOOD, GOOD],
+        (True, 0.25): [f"{GOOD} {RISKY}", GOOD],
+        (True, 0.5): [FULL, REFUSAL],
+        (True, 0.75): [RISKY, GOOD],
+        (False, 1.0): [FULL, REFUSAL, GOOD, GOOD],
+        (False, 0.0): [FULL, REFUSAL],
+    }
+    kls, kinds, purposes = [], {}, set()
+
+    def sample_answers(policy, tokenizer, prompts, settings, purpose, temperature):
+        assert policy is quick.sft or policy is quick.policy
+        purposes.add((policy is quick.sft, purpose))
+        said = texts[policy is quick.sft, temperature]
+        assert prompts == [EGG, BIKE] * (len(said) // 2)
+        return said, (purpose, temperature)
 
     def reward_model_accuracy(settings, tokenizer, model, kind):
         kinds[kind] = model
@@ -347,16 +394,39 @@ def test_evaluate_puts_each_number_in_its_place(quick, monkeypatch):
     monkeypatch.setattr(pipeline, "sample_answers", sample_answers)
     monkeypatch.setattr(pipeline, "kl_per_answer", lambda *x: kls.append(x) or 1.5)
     monkeypatch.setattr(pipeline, "reward_model_accuracy", reward_model_accuracy)
-    report, before, after = pipeline.evaluate(quick, [EGG, BIKE])
-    assert policies["answers before"] is quick.sft
-    assert policies["answers after"] is quick.policy
-    assert kls == [(quick.policy, quick.sft, "answers after")]
+    report, before, after = pipeline.evaluate(quick, [EGG, BIKE] * 2)
+    assert purposes == {(True, "answers before"), (False, "answers after")}
+    assert kls == [(quick.policy, quick.sft, ("answers after", 1.0))]
     assert kinds == {"helpfulness": quick.helpfulness, "safety": quick.safety}
-    assert [before, after] == list(texts.values())
-    assert report["refusal"] == {"before": 0.0, "after": 1.0}
-    assert report["helpfulness"]["before"] < report["helpfulness"]["after"]
-    assert report["win_rate"] == 1.0 and report["kl"] == 1.5
+    assert before == texts[True, 1.0] and after == texts[False, 1.0]
+    # A rude sentence is -1, one right step 1, all four 5.5: shares of 5.5.
+    told = {name: list(report[name].values())[1:] for name in ("helpfulness",)}
+    assert told["helpfulness"] == pytest.approx(
+        [-1 / 5.5, 1 / 5.5, 1.0, 0.5, 3.25 / 5.5, 1.0]
+    )
+    assert list(report["refusal"].values())[1:] == [0.0, 0.0, 1.0, 0.5, 0.5, 1.0]
+    # Best is least here; 0 is the first of the temperatures without risky advice.
+    assert list(report["risky_advice"].values())[1:] == [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    # Sampled against sampled: three answers better, the last unsafe one alike. Against
+    # greedy: the full answer and the refusal are better, the others are alike.
+    assert report["win_rate"] == 3.5 / 4 and report["win_rate_over_greedy"] == 0.75
+    assert report["kl"] == 1.5
+    assert report["least_kl"] == writers.least_kl(writers.SFT_STYLE)
     assert report["reward_model"] == {"helpfulness": "helpfulness", "safety": "safety"}
+
+
+def test_the_demonstrators_are_judged_by_what_they_write(quick):
+    """As `draw_dialogues` writes, three answers a prompt; four standard errors."""
+    prompts = world.held_out_prompts()
+    at = {0.0: stages.gold_summary([EGG, BIKE], [GOOD, GOOD])}
+    at[1.0] = at[0.0]
+    report = pipeline.before_ppo(quick.settings, prompts, at)
+    unsafe = [p for p in prompts if p.is_safety]
+    p = writers.SFT_STYLE.refuse_unsafe
+    error = math.sqrt(p * (1 - p) / (3 * len(unsafe)))
+    assert abs(report["refusal"]["demonstrators"] - p) < 4 * error
+    assert 0.4 < report["helpfulness"]["demonstrators"] < 0.65
+    assert report["helpfulness"]["before_best_temperature"] == 0.0
 
 
 @pytest.mark.parametrize("prompts", [[EGG], [BIKE, BIKE]])
@@ -379,18 +449,34 @@ def test_the_table_to_the_letter():
     }
     assert pipeline.table(report) == (
         "1530 answers to 510 fresh prompts, sampled at temperature 1,\n"
-        "scored by the gold judges\n"
+        "and greedy ones, scored by the gold judges\n"
         "\n"
-        "                                          before     after\n"
-        "helpfulness, share of its maximum          0.250     0.875\n"
-        "refusals of unsafe requests                0.500     1.000\n"
-        "ordinary answers with risky advice         0.125     0.000\n"
-        "win rate over the SFT policy                         0.750\n"
-        "KL from it, nats per answer                          2.250\n"
+        "                                         helpfulness      refusals"
+        "  risky advice\n"
+        "the demonstrators                              0.500         0.250"
+        "         0.375\n"
+        "SFT policy, sampled                            0.250         0.500"
+        "         0.125\n"
+        "SFT policy, greedy                             0.375         0.000"
+        "         0.750\n"
+        "SFT policy at its best (temperature)     0.625 (0.5)     0.500 (1)"
+        "     0.125 (1)\n"
+        "after PPO, sampled                             0.875         1.000"
+        "         0.000\n"
+        "after PPO, greedy                              1.000         1.000"
+        "         0.000\n"
         "\n"
-        "reward models on fresh pairs            accuracy   ceiling     share\n"
-        "helpfulness                                0.800     0.900     0.889\n"
-        "safety                                     0.600     0.800     0.750\n"
+        "win rate over the SFT policy, sampled          0.750\n"
+        "win rate over it, greedy                       0.875\n"
+        "KL from it, nats per answer                    2.250\n"
+        "least KL of a perfect policy                   3.500\n"
+        "\n"
+        "reward models on fresh pairs                accuracy       ceiling"
+        "         share\n"
+        "helpfulness                                    0.800         0.900"
+        "         0.889\n"
+        "safety                                         0.600         0.800"
+        "         0.750\n"
         "\n"
         "seconds: base 55, total 290\n"
         "stages taken over from an interrupted run: tokenizer, base\n"

@@ -3,13 +3,15 @@
 import json
 import math
 import random
+from collections import Counter
 from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 
-from minillama import preference_loss, stages, store, world
+from minillama import preference_loss, stages, store, world, writers
 from minillama.data import pair_example
+from minillama.ladder import AttentionOnly, OneToken
 from minillama.model import Llama, LlamaConfig
 from minillama.ppo import Judges, PPOSettings
 from minillama.preference_loss import RewardSettings
@@ -181,21 +183,24 @@ def test_every_purpose_and_seed_has_its_own_numbers():
 
 def test_drawn_dialogues():
     prompts = world.training_prompts()[:3]
-    drawn = stages.draw_dialogues(random.Random(0), 40, world.SFT_STYLE, prompts)
+    drawn = stages.draw_dialogues(random.Random(0), 40, writers.SFT_STYLE, prompts)
     assert len(drawn) == 40 and {prompt for prompt, _ in drawn} == set(prompts)
-    again = stages.draw_dialogues(random.Random(0), 40, world.SFT_STYLE, prompts)
+    again = stages.draw_dialogues(random.Random(0), 40, writers.SFT_STYLE, prompts)
     assert drawn == again
     # The draws alternate: a prompt is drawn for each before any answer is written.
     rng = random.Random(0)
     first = [prompts[int(rng.random() * 3)] for _ in range(40)]
     assert [prompt for prompt, _ in drawn] == first
-    assert drawn[0][1] == world.write_answer(rng, first[0], world.SFT_STYLE)
+    assert drawn[0][1] == writers.write_answer(rng, first[0], writers.SFT_STYLE)
 
 
 def test_the_corpus_has_the_base_style_on_training_prompts():
     corpus = stages.draw_corpus(TINY)
     expected = stages.draw_dialogues(
-        stages.world_rng(TINY, "corpus"), 64, world.BASE_STYLE, world.training_prompts()
+        stages.world_rng(TINY, "corpus"),
+        64,
+        writers.BASE_STYLE,
+        world.training_prompts(),
     )
     assert corpus == expected
     assert stages.draw_corpus(replace(TINY, corpus=1), 64) == corpus
@@ -231,7 +236,7 @@ def test_preferences_by_another_route(kind, style):
     for _ in range(5):
         prompt = prompts[int(rng.random() * len(prompts))]
         a, b, c = (
-            world.write_answer(rng, prompt, getattr(world, style)).text
+            writers.write_answer(rng, prompt, getattr(writers, style)).text
             for _ in range(3)
         )
         annotator = world.ANNOTATORS[kind]
@@ -329,7 +334,7 @@ def test_every_stage_is_built_from_the_draws_that_its_name_promises(
     dialogues = stages.draw_dialogues(
         stages.world_rng(TINY, "demonstrations"),
         TINY.demonstrations,
-        world.SFT_STYLE,
+        writers.SFT_STYLE,
         world.training_prompts(),
     )
     assert len(examples) == len(dialogues)
@@ -357,7 +362,7 @@ def test_the_helpfulness_model_is_centred_on_demonstrations(served):
     reference = stages.draw_dialogues(
         stages.world_rng(TINY, "reference set"),
         512,
-        world.SFT_STYLE,
+        writers.SFT_STYLE,
         [prompt for prompt in world.training_prompts() if not prompt.is_safety],
     )
     texts = [
@@ -683,6 +688,179 @@ def test_a_parent_with_other_weights_makes_its_children_stale(monkeypatch, capsy
     assert "rebuilding a stale stage: sft, as base changed" in capsys.readouterr().err
     assert again.keys["sft"] == first.keys["sft"]
     assert again.contents["sft"] != first.contents["sft"]
+
+
+# --------------------------------------------------------------------------- the ladder
+
+
+def test_what_the_rungs_learn_from_and_what_they_are_measured_on(served, monkeypatch):
+    monkeypatch.setattr(stages, "RUNG_STEPS", 2)
+    training, held_out, floor = stages.rung_data(TINY, served.tokenizer)
+    # The first 2 batches of 32 of the corpus, and 1,500 of its style and its prompts.
+    prompts = world.training_prompts()
+    fresh = stages.draw_dialogues(
+        stages.world_rng(TINY, "held out"), 1500, writers.BASE_STYLE, prompts
+    )
+    corpus = stages.draw_corpus(TINY, 64)
+    for examples, dialogues in ((training, corpus), (held_out, fresh)):
+        assert examples == [
+            stages.dialogue_example(served.tokenizer, p.text, a.text, False)
+            for p, a in dialogues
+        ]
+    # A dialogue is one of 510 prompts and its answer; all tokens but the first count.
+    nats = [math.log(510) - answer.logprob for _, answer in fresh]
+    tokens = [len(example.ids) - 1 for example in held_out]
+    assert floor == pytest.approx(sum(nats) / sum(tokens))
+    # Within 4 standard errors of the exact entropy of a dialogue.
+    exact = sum(writers.answer_entropy(p.request, writers.BASE_STYLE) for p in prompts)
+    spread = torch.tensor(nats).std().item() / math.sqrt(1500)
+    mean = floor * sum(tokens) / 1500
+    assert abs(mean - math.log(510) - exact / 510) < 4 * spread < 1
+
+
+def test_rungs_that_are_counted(served, monkeypatch):
+    monkeypatch.setattr(stages, "RUNG_STEPS", 10)
+    rungs = stages.counted_rungs(TINY, served.tokenizer)
+    training, held_out, floor = stages.rung_data(TINY, served.tokenizer)
+    size = served.tokenizer.vocab_size
+    pairs = [pair for x in training for pair in zip(x.ids, x.ids[1:], strict=False)]
+    seen, after = Counter(pairs), Counter(a for a, _ in pairs)
+    came = Counter(b for _, b in pairs)
+
+    def unigram(a, b):
+        return (came[b] + 1) / (len(pairs) + size)
+
+    def bigram(a, b):
+        return (seen[a, b] + unigram(a, b)) / (after[a] + 1)
+
+    fresh = [pair for x in held_out for pair in zip(x.ids, x.ids[1:], strict=False)]
+    expected = {"uniform": [math.log(size)]}
+    for name, chance in (("unigram", unigram), ("bigram", bigram)):
+        nats = sum(-math.log(chance(*pair)) for pair in fresh) / len(fresh)
+        expected[name] = [pytest.approx(nats)]
+    assert rungs == expected and tuple(rungs) == stages.COUNTED_RUNGS
+    [uniform], [unigrams], [bigrams] = rungs.values()
+    assert uniform > unigrams > bigrams > floor > 0
+
+
+def test_what_each_rung_is_and_how_it_is_trained(served, monkeypatch):
+    assert (stages.RUNG_COPIES, stages.RUNG_STEPS) == (3, 200)
+    data, calls = (["training"], ["held out"], 0.5), []
+
+    def record(model, examples, generator, steps, desc=None):
+        weights = {name: x.clone() for name, x in model.state_dict().items()}
+        calls.append((model, weights, examples, generator, steps, desc))
+
+    monkeypatch.setattr(stages, "rung_data", lambda settings, tokenizer: data)
+    monkeypatch.setattr(stages, "train_rung", record)
+    monkeypatch.setattr(
+        stages, "held_out_nats", lambda model, x: (x == data[1]) * len(calls)
+    )
+    monkeypatch.setattr(stages, "shown", lambda name: name)
+    config = stages.model_config(TINY, served.tokenizer)
+    one, two = replace(config, n_layers=1), replace(config, n_layers=2)
+    makers = {
+        "one token": lambda rng: OneToken(config, rng),
+        "attention, no positions": lambda rng: AttentionOnly(config, False, rng),
+        "attention with RoPE": lambda rng: AttentionOnly(config, True, rng),
+        "one block": lambda rng: Llama(one, rng),
+        "two blocks": lambda rng: Llama(two, rng),
+    }
+    assert list(makers) == list(stages.RUNGS)
+    for rung, make in makers.items():
+        calls.clear()
+        models, nats = stages.build_rung(TINY, served.tokenizer, rung)
+        assert nats == [1, 2, 3] and len(models) == len(calls) == 3
+        for copy_number, (model, call) in enumerate(zip(models, calls, strict=True)):
+            rng = stages.torch_rng(TINY, f"rung {rung} {copy_number}")
+            expected = make(rng)
+            assert call[0] is model and type(model) is type(expected)
+            assert vars(model.config) == vars(expected.config)
+            assert getattr(model, "positions", None) is getattr(
+                expected, "positions", None
+            )
+            assert store.digest(call[1]) == store.digest(expected.state_dict())
+            assert call[2] is data[0] and (call[4], call[5]) == (200, rung)
+            # The order of the batches comes from the same generator, further on.
+            assert torch.equal(call[3].get_state(), rng.get_state())
+
+
+@pytest.fixture
+def quick_rungs(served, monkeypatch):
+    """Rungs of 2 copies and 2 steps, on 64 dialogues and measured on 20."""
+    monkeypatch.setattr(stages, "RUNG_COPIES", 2)
+    monkeypatch.setattr(stages, "RUNG_STEPS", 2)
+    training, held_out, floor = stages.rung_data(TINY, served.tokenizer)
+    data = training, held_out[:20], floor
+    monkeypatch.setattr(stages, "rung_data", lambda settings, tokenizer: data)
+    return data
+
+
+def test_the_ladder_has_its_rungs_in_order(served, quick_rungs, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINILLAMA_ARTIFACTS", str(tmp_path / "ladder"))
+    built, mine = count_builds(monkeypatch), Stages(TINY)
+    assert list(mine.ladder("uniform")) == ["uniform"]
+    assert list(mine.ladder("bigram")) == ["uniform", "unigram", "bigram"]
+    assert built == ["tokenizer"]
+    rungs = mine.ladder("attention, no positions")
+    assert built[1:] == ["rung-one-token", "rung-attention-no-positions"]
+    names = ["uniform", "unigram", "bigram", *stages.RUNGS]
+    whole = Stages(TINY).ladder("two blocks")
+    assert list(whole) == names and list(rungs) == names[:5]
+    assert built[3:] == [
+        "rung-attention-with-RoPE",
+        "rung-one-block",
+        "rung-two-blocks",
+    ]
+    assert {name: whole[name] for name in rungs} == rungs
+    assert [len(nats) for nats in whole.values()] == [1, 1, 1, 2, 2, 2, 2, 2]
+    assert len({x for nats in whole.values() for x in nats}) == 3 + 5 * 2
+    _, nats = stages.build_rung(TINY, served.tokenizer, "one block")
+    assert whole["one block"] == nats
+    assert whole["uniform"] == [math.log(served.tokenizer.vocab_size)]
+    # What is kept serves: models and numbers.
+    assert mine.ladder("two blocks") == whole and len(built) == 6
+    tensors = mine.stage("rung-one-token", stages.build_rung, {"rung": "one token"})
+    assert {name.split(".")[0] for name in tensors} == {"0", "1"} and len(built) == 6
+
+
+def test_an_unknown_rung_is_refused_before_anything_is_built(monkeypatch):
+    built = count_builds(monkeypatch)
+    with pytest.raises(ValueError) as error:
+        Stages(TINY).ladder("three blocks")
+    assert str(error.value) == (
+        "Stages.ladder: up_to must be in ['uniform', 'unigram', 'bigram', 'one token', "
+        "'attention, no positions', 'attention with RoPE', 'one block', 'two blocks'], "
+        "got 'three blocks'"
+    )
+    assert built == []
+
+
+def test_a_rung_hangs_on_what_it_reads(served, quick_rungs, monkeypatch):
+    """On the rung, the sizes, the seed and the texts; on no later stage's settings."""
+    keys = []
+
+    def hand_out(name, settings, sources, build, *rest, **more):
+        keys.append(store.key(name, settings, sources))
+        tensors = {"tokenizer": {"model": torch.tensor([1], dtype=torch.uint8)}}
+        return tensors.get(name, {}), {"curve": [1.0]}
+
+    monkeypatch.setattr(store, "stage", hand_out)
+    monkeypatch.setattr(stages, "Tokenizer", lambda data: served.tokenizer)
+
+    def key(**changes):
+        keys.clear()
+        Stages(replace(TINY, **changes)).ladder("one token")
+        return keys[-1]
+
+    first = key()
+    assert first == key(sft=replace(TINY.sft, lr=0.5), held_out_pairs=17)
+    assert len({first, key(seed=1), key(ffn_dim=32), key(vocab_size=999)}) == 4
+    Stages(TINY).ladder("two blocks")
+    assert len(set(keys[-5:])) == 5
+    named = {name for name, _ in store.sources_of([stages.build_rung])}
+    assert {"minillama.ladder.OneToken", "minillama.stages.RUNG_STEPS"} <= named
+    assert {"minillama.writers.BASE_STYLE", "minillama.grammar.draw"} <= named
 
 
 # -------------------------------------------------------------------------------- a run

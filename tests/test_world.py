@@ -1,25 +1,18 @@
 """The world: answers scored by hand, judges of any text, annotators of their word."""
 
-import hashlib
 import math
 import random
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillama import world
+from minillama import world, writers
 from minillama.world import Annotator, Prompt, helpfulness, safety
 
 EGG = Prompt("How do I boil an egg?", "boil an egg", False)
 BIKE = Prompt("How do I steal a bike?", "steal a bike", True)
 A, B, C, D = world.TASKS["boil an egg"]
-SEED_6 = [
-    "I am sorry, but no. It would not be fair. There is an honest way to get it.",
-    "I am sorry, but no. It breaks trust. Maybe a friend can help you.",
-    "I will not help with this.",
-]
 
 
 @pytest.mark.parametrize(
@@ -128,42 +121,6 @@ def test_prompts_are_found_in_any_phrasing():
     assert world.find_prompt("What is the time?") is None
 
 
-def test_the_same_seed_gives_the_same_text_everywhere():
-    """Literals, so that every machine and Python version must agree."""
-    rng, style = (
-        random.Random(6),
-        world.Style(refuse_unsafe=0.9, reason=0.5, alternative=0.5),
-    )
-    assert [world.write_answer(rng, BIKE, style).text for _ in range(3)] == SEED_6
-
-
-def test_each_text_has_one_derivation():
-    rng, seen = random.Random(0), {}
-    for i in range(20_000):
-        prompt, style = (
-            (EGG, BIKE)[i % 2],
-            (world.BASE_STYLE, world.RISKY_STYLE)[i // 2 % 2],
-        )
-        answer = world.write_answer(rng, prompt, style)
-        logprob = seen.setdefault((prompt, style, answer.text), answer.logprob)
-        assert logprob == pytest.approx(answer.logprob, abs=1e-9)
-
-
-def test_logprob_is_the_frequency_of_the_text():
-    """Refusals are few enough to count: 40,000 draws, within four standard errors."""
-    rng, style, n = random.Random(1), world.Style(refuse_unsafe=0.9), 40_000
-    drawn = [world.write_answer(rng, BIKE, style) for _ in range(n)]
-    refusals = {a.text: math.exp(a.logprob) for a in drawn if world.refuses(a.text)}
-    counts = Counter(a.text for a in drawn)
-    # 4 refusals x (none or 4 reasons) x (none or 4 alternatives) = 100 texts that share
-    # a probability of 0.9
-    assert len(refusals) == 100 and sum(refusals.values()) == pytest.approx(0.9)
-    assert all(
-        abs(counts[x] - n * p) < 4.5 * math.sqrt(n * p * (1 - p))
-        for x, p in refusals.items()
-    )
-
-
 @pytest.mark.parametrize(
     "annotator",
     [
@@ -206,7 +163,7 @@ def test_biases_shift_the_utility():
 def test_the_ceiling_is_what_the_true_utility_reaches():
     rng, annotator = random.Random(3), world.HELPFULNESS_ANNOTATOR
     pairs = [
-        [world.write_answer(rng, EGG, world.RATED_STYLE).text for _ in range(2)]
+        [writers.write_answer(rng, EGG, writers.RATED_STYLE).text for _ in range(2)]
         for _ in range(3000)
     ]
     preferences = world.collect_preferences(rng, annotator, [EGG] * len(pairs), pairs)
@@ -252,60 +209,6 @@ def test_a_text_is_read_sentence_by_sentence():
     assert world.normalise("  It's -- 2 Eggs. ") == "it s 2 eggs"
 
 
-def test_the_seven_ways_to_write_an_answer_at_certain_styles():
-    """Styles of zeros and ones, so that each branch is the only one."""
-    nothing = dict.fromkeys(vars(world.Style()), 0.0)
-
-    def kinds(prompt, **style):
-        text = world.write_answer(
-            random.Random(5), prompt, world.Style(**nothing | style)
-        ).text
-        return [kind for kind, _, _ in world.parse(text)]
-
-    steps, sure = ["step"] * 4, dict(on_topic=1.0, full=1.0)
-    assert kinds(EGG, **sure) == steps
-    assert kinds(EGG, **sure, opener=1.0) == ["opener", *steps]
-    assert kinds(EGG, **sure, closer=1.0) == [*steps, "closer"]
-    for aside in ("filler", "rude", "risky"):
-        assert kinds(EGG, **sure, **{aside: 1.0}) == ["step", aside] * 4
-    assert kinds(EGG, refuse_ordinary=1.0) == ["refusal"]
-    assert kinds(BIKE, refuse_unsafe=1.0, reason=1.0) == ["refusal", "reason"]
-    assert kinds(BIKE, refuse_unsafe=1.0, alternative=1.0) == ["refusal", "alternative"]
-    assert kinds(BIKE, half_refuse=1.0) == ["refusal", *["compliance"] * 3]
-    assert kinds(BIKE, off_unsafe=1.0, full=1.0) == steps
-    assert kinds(BIKE) == ["compliance"] * 3
-    assert kinds(BIKE, opener=1.0) == ["opener", *["compliance"] * 3]
-    off_topic = world.write_answer(
-        random.Random(5), EGG, world.Style(**nothing | dict(full=1.0))
-    )
-    # refuse_ordinary and on_topic fail for sure, then one of 23 other tasks, and
-    # "Next" or "Then" twice: log(1 / 23 / 4)
-    assert off_topic.logprob == pytest.approx(-math.log(23 * 4))
-    assert helpfulness(EGG, off_topic.text) == -4
-
-
-def test_faulty_plans_are_what_they_are_called():
-    sizes = {name: len(plans) for name, plans in world.FAULTY_PLANS.items()}
-    # 4 choose 3, 4 choose 2, 6 swaps; a fifth step that repeats one: 4 steps in 5
-    # places are 20, where next to itself two places give the same plan: 16; one for
-    # another: 4 places, 3 others each: 12; 4 places for a step of another task
-    assert sizes == {
-        "one missing": 4,
-        "two missing": 6,
-        "swapped": 6,
-        "one again": 16,
-        "one for another": 12,
-        "mixed": 4,
-    }
-    plans = [plan for plans in world.FAULTY_PLANS.values() for plan in plans]
-    assert len(set(plans)) == len(plans) and world.RIGHT not in plans
-
-
-def test_styles_that_add_up_to_one_are_allowed():
-    world.Style(filler=0.7, rude=0.2, risky=0.1)
-    world.Style(refuse_unsafe=0.1, half_refuse=0.2, off_unsafe=0.7)
-
-
 NAN = float("nan")
 
 
@@ -314,20 +217,6 @@ NAN = float("nan")
     [
         (lambda: Prompt("a", "b", "yes"), TypeError, "Prompt: is_safety must"),
         (lambda: Prompt(3, "b", True), TypeError, "Prompt: text must"),
-        (lambda: world.Style(full=1.5), ValueError, "Style: full must"),
-        (lambda: world.Style(opener=-0.1), ValueError, "Style: opener must"),
-        (lambda: world.Style(rude=NAN), ValueError, "Style: rude must"),
-        (lambda: world.Style(reason="no"), TypeError, "Style: reason must"),
-        (
-            lambda: world.Style(filler=0.6, rude=0.3, risky=0.2),
-            ValueError,
-            r"Style: filler \+ rude \+ risky must be at most 1, got 1.1",
-        ),
-        (
-            lambda: world.Style(refuse_unsafe=0.9, half_refuse=0.2),
-            ValueError,
-            r"Style: refuse_unsafe \+ half_refuse \+ off_unsafe must",
-        ),
         (lambda: Annotator(temperature=0), ValueError, "Annotator: temperature must"),
         (lambda: Annotator(temperature=-1), ValueError, "Annotator: temperature must"),
         (lambda: Annotator(temperature=NAN), ValueError, "Annotator: temperature"),
@@ -372,21 +261,6 @@ NAN = float("nan")
         (lambda: world.parse(5), TypeError, "parse: text must"),
         (lambda: world.normalise(None), TypeError, "normalise: text must"),
         (lambda: world.find_prompt(["a"]), TypeError, "find_prompt: text must"),
-        (
-            lambda: world.write_answer(0, EGG, world.SFT_STYLE),
-            TypeError,
-            "write_answer: rng must",
-        ),
-        (
-            lambda: world.write_answer(random.Random(0), "egg", world.SFT_STYLE),
-            TypeError,
-            "write_answer: prompt must",
-        ),
-        (
-            lambda: world.write_answer(random.Random(0), EGG, "polite"),
-            TypeError,
-            "write_answer: style must",
-        ),
         (lambda: world.bayes_ceiling(Annotator(), []), ValueError, "preferences must"),
         (
             lambda: world.bayes_ceiling(Annotator(), [("a", "b")]),
@@ -437,45 +311,6 @@ NAN = float("nan")
 def test_bad_input_is_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
-
-
-def test_connected_steps_by_hand():
-    draw = world.Draw(random.Random(0))  # 0.844 and 0.758: the second of two, twice
-    assert world.connect(draw, ("Do A.", "Do B.", "Do C.", "Do D.")) == [
-        "First, do A.",
-        "Then, do B.",
-        "Then, do C.",
-        "Last, do D.",
-    ]
-    assert draw.logprob == pytest.approx(-2 * math.log(2))
-    assert world.connect(draw, ("A.", "B.")) == ["First, a.", "Last, b."]
-
-
-def test_flips_count_what_was_drawn():
-    draw = world.Draw(random.Random(0))  # 0.844
-    assert draw.flip(0.9) and draw.logprob == pytest.approx(math.log(0.9))
-    assert not draw.flip(0.25)  # 0.758
-    assert draw.logprob == pytest.approx(math.log(0.9) + math.log(0.75))
-
-
-@pytest.mark.parametrize(
-    "style, digest",
-    [
-        (world.SFT_STYLE, "7dee7b4e5030"),
-        (world.BASE_STYLE, "383670fb609d"),
-        (world.RATED_STYLE, "a74186f4f2dc"),
-        (world.RISKY_STYLE, "dcffd84f48bd"),
-    ],
-)
-def test_the_texts_that_models_learn_from_stay(style, digest):
-    """Trained models hang on them: a digest of 500 answers of each style."""
-    rng, prompts = random.Random(7), world.training_prompts()
-    answers = [
-        world.write_answer(rng, prompts[int(rng.random() * len(prompts))], style)
-        for _ in range(500)
-    ]
-    text = "\n".join(f"{answer.text} {answer.logprob:.9f}" for answer in answers)
-    assert hashlib.sha256(text.encode()).hexdigest()[:12] == digest
 
 
 def test_labels_of_safety_by_hand():

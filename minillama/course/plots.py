@@ -75,15 +75,18 @@ def ladder(ax, rungs, floor, live=None):
     copy, from the lowest rung up. floor: the world's entropy in the same unit. live: a
     name and a loss, the rung that a reader has just trained herself.
     """
-    for height, (name, losses) in enumerate(rungs.items()):
+    if live and live[0] not in rungs:
+        raise ValueError(
+            f"ladder: live must name one of {list(rungs)}, got {live[0]!r}"
+        )
+    for height, losses in enumerate(rungs.values()):
         excess = [loss - floor for loss in losses]
-        just_now = [live[1] - floor] if live and live[0] == name else []
         ax.plot([min(excess), max(excess)], [height] * 2, color=BLUE, linestyle="-")
         ax.plot(excess, [height] * len(excess), "o", color=BLUE, markersize=5)
         middle = sorted(excess)[len(excess) // 2]
         ax.annotate(
             f"{middle:.3f}",
-            (max(excess + just_now), height),
+            (max(excess), height),
             (8, -3.5),
             textcoords="offset points",
             fontsize=8,
