@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+from itertools import pairwise
 
 import pytest
 import sentencepiece
@@ -14,6 +15,7 @@ from mistakes import altered, both_tests, mean_of_everything, row_means
 
 from minillama import (
     data,
+    ladder,
     lm,
     model,
     optim,
@@ -27,6 +29,12 @@ RIGHT = {
     "encode_prompt": tokenizer.encode_prompt,
     "encode_response": tokenizer.encode_response,
     "decode_response": tokenizer.decode_response,
+    "count_bigrams": ladder.count_bigrams,
+    "unigram_logprobs": ladder.unigram_logprobs,
+    "bigram_logprobs": ladder.bigram_logprobs,
+    "table_nats": ladder.table_nats,
+    "one_token_floor": ladder.one_token_floor,
+    "one_token": ladder.OneToken,
     "rms_norm": model.RMSNorm,
     "rope_cos_sin": model.rope_cos_sin,
     "rotate": model.rotate,
@@ -36,6 +44,7 @@ RIGHT = {
     "attend": model.attend,
     "kv_cache": model.KVCache,
     "attention": model.Attention,
+    "attention_only": ladder.AttentionOnly,
     "block": model.Block,
     "llama": model.Llama,
     "sample": generation.sample,
@@ -66,6 +75,98 @@ def piece_tokenizer(**changes):
             sentencepiece.SentencePieceTrainer.train = train
 
     return f
+
+
+def counts_by_loop(pairs, dtype=torch.float64):
+    """`count_bigrams` in a loop over pairs(example) -> (a, b), …"""
+
+    def f(examples, vocab_size):
+        counts = torch.zeros(vocab_size, vocab_size, dtype=dtype)
+        for example in examples:
+            for a, b in pairs(example):
+                counts[a, b] += 1
+        return counts
+
+    return f
+
+
+def counted_pairs(example):
+    return [
+        (example.ids[t - 1], example.ids[t])
+        for t in range(example.loss_start, len(example.ids))
+    ]
+
+
+def counts_as_one_text(examples, vocab_size):
+    ids = [i for example in examples for i in example.ids]
+    return counts_by_loop(counted_pairs)([data.Example(ids, 1)], vocab_size)
+
+
+def counts_only_what_came(examples, vocab_size):
+    counts = ladder.count_bigrams(examples, vocab_size)
+    came = counts.sum(0) + counts.sum(1) > 0
+    return counts[came][:, came]
+
+
+def smoothed_rows(extra, axis=1, log=torch.log):
+    """`bigram_logprobs` with extra(counts, strength) added to the counts."""
+
+    def f(counts, strength=1.0):
+        smoothed = counts + extra(counts, strength)
+        return log(smoothed / smoothed.sum(axis, keepdim=True))
+
+    return f
+
+
+def unigram(counts):
+    return (counts.sum(0) + 1) / (counts.sum() + len(counts))
+
+
+def adds_in_place(counts, strength=1.0):
+    counts += strength * unigram(counts)
+    return (counts / counts.sum(1, keepdim=True)).log()
+
+
+def entropies(counts, weights=None, log=torch.log, smooth=0.0, axis=1):
+    """The mean entropy of the rows of counts under weights (V,)."""
+    total = counts.sum(axis, keepdim=True)
+    p = (counts + smooth) / total.masked_fill(total == 0, 1)
+    rows = -(p * log(p.masked_fill(p == 0, 1))).sum(axis)
+    weights = counts.sum(axis) / counts.sum() if weights is None else weights(counts)
+    return (weights * rows).sum().item()
+
+
+def one_token_class(forward):
+    """`OneToken` with another forward(self, x), x being the embedded tokens."""
+
+    def call(self, ids, mask=None):
+        return self.lm_head(forward(self, self.embed_tokens(ids)))
+
+    return type("Wrong", (ladder.OneToken,), {"forward": call})
+
+
+class OneTokenWithoutInit(torch.nn.Module):
+    forward = ladder.OneToken.forward
+
+    def __init__(self, config, generator=None):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = torch.nn.Embedding(config.vocab_size, config.dim)
+        self.mlp_norm = model.RMSNorm(config.dim, config.norm_eps)
+        self.mlp = model.FeedForward(config)
+        self.norm = model.RMSNorm(config.dim, config.norm_eps)
+        self.lm_head = torch.nn.Linear(config.dim, config.vocab_size, bias=False)
+
+
+class OneTokenOfItsOwnDraw(ladder.OneToken):
+    def __init__(self, config, generator=None):
+        super().__init__(config)
+
+
+class HidesPadding(ladder.OneToken):
+    def forward(self, ids, mask=None):
+        logits = super().forward(ids)
+        return logits if mask is None else logits * mask[..., None]
 
 
 def norm_class(forward):
@@ -247,6 +348,144 @@ class PutsByIndex(model.KVCache):
         return tuple(
             x[layer].narrow(2, 0, self.length) for x in (self.keys, self.values)
         )
+
+
+class FirstTextOnly(model.Attention):
+    def forward(self, x, cos, sin, bias, cache=None):
+        first = super().forward(x[:1], cos[:1], sin[:1], bias[:1], cache)
+        return first.expand(len(x), -1, -1)
+
+
+class ValuesAreKeys(model.Attention):
+    def __init__(self, config, layer=0):
+        super().__init__(config, layer)
+        self.v_proj.forward = lambda x: self.k_proj(x)
+
+
+class ByRepeatedKeys(model.Attention):
+    """Right: one head of keys for each head of queries, turned by complex numbers."""
+
+    def forward(self, x, cos, sin, bias, cache=None):
+        B, T, _ = x.shape
+        q, k, v = (
+            p(x).view(B, T, heads, -1)
+            for p, heads in (
+                (self.q_proj, self.n_heads),
+                (self.k_proj, self.n_kv_heads),
+                (self.v_proj, self.n_kv_heads),
+            )
+        )
+        q, k = (by_complex_numbers(y, cos, sin).transpose(1, 2) for y in (q, k))
+        return self.o_proj(attends()(q.transpose(1, 2), k, v.transpose(1, 2), bias))
+
+
+def by_complex_numbers(x, cos, sin):
+    turned = torch.complex(*x.chunk(2, -1)) * torch.complex(cos, sin)
+    return torch.cat((turned.real, turned.imag), -1)
+
+
+def rope_by_complex_numbers(positions, head_dim, theta=10000.0):
+    speeds = torch.exp(-math.log(theta) * torch.arange(0, head_dim, 2) / head_dim)
+    angles = torch.einsum("...t,i->...ti", positions.float(), speeds).unsqueeze(-2)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    return turns.real, turns.imag
+
+
+def by_loop_over_tokens(mask):
+    rows = []
+    for row in mask.tolist():
+        count, positions = 0, []
+        for real in row:
+            count += real
+            positions.append(max(count - 1, 0))
+        rows.append(positions)
+    return torch.tensor(rows)
+
+
+def bias_by_loops(key_mask, n_queries):
+    B, S = key_mask.shape
+    bias = torch.full((B, 1, 1, n_queries, S), -math.inf)
+    for b in range(B):
+        for i in range(n_queries):
+            at = S - n_queries + i
+            for key in range(at + 1):
+                if key_mask[b, key] or key == at:
+                    bias[b, 0, 0, i, key] = 0.0
+    return bias
+
+
+def attend_one_by_one(queries, keys, values, bias):
+    B, T, H, E = queries.shape
+    rows = torch.empty(B, T, H * E)
+    for b in range(B):
+        for h in range(H):
+            k, v = (x[b, h // (H // keys.shape[1])] for x in (keys, values))
+            weights = (queries[b, :, h] @ k.T / math.sqrt(E) + bias[b, 0, 0]).exp()
+            rows[b, :, h * E : (h + 1) * E] = (
+                weights @ v / weights.sum(-1, keepdim=True)
+            )
+    return rows
+
+
+def only_class(see=None, mix=None, **parts):
+    """`AttentionOnly` with another forward.
+
+    see(self, mask) gives positions and the key mask; mix(self, x, attention) the states
+    before the output, attention(x) being the layer with its angles and bias.
+    """
+    see = see or (lambda self, mask: (model.token_positions(mask), mask))
+    mix = mix or (
+        lambda self, x, attention: self.norm(x + attention(self.attention_norm(x)))
+    )
+
+    def forward(self, ids, mask=None):
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        positions, key_mask = see(self, mask)
+        angles = model.rope_cos_sin(positions * self.positions, self.config.head_dim)
+        bias = model.attention_bias(key_mask, ids.shape[1])
+        return self.lm_head(
+            mix(
+                self, self.embed_tokens(ids), lambda x: self.attention(x, *angles, bias)
+            )
+        )
+
+    return type("Only", (ladder.AttentionOnly,), {"forward": forward, **parts})
+
+
+class NoTurnWithoutPositions(ladder.AttentionOnly):
+    """Right: cosines of 1 and sines of 0 where there are no positions."""
+
+    def forward(self, ids, mask=None):
+        mask = ids == ids if mask is None else mask
+        cos, sin = model.rope_cos_sin(
+            model.token_positions(mask), self.config.head_dim, self.config.rope_theta
+        )
+        if not self.positions:
+            cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
+        x = self.embed_tokens(ids)
+        seen = self.attention_norm(x), cos, sin, model.attention_bias(mask, len(ids[0]))
+        return self.lm_head(self.norm(self.attention(*seen) + x))
+
+
+class RowByRow(ladder.AttentionOnly):
+    """Right: each text alone, without its padding."""
+
+    def forward(self, ids, mask=None):
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        logits = torch.zeros(*ids.shape, self.config.vocab_size)
+        for row, keep, real in zip(ids, mask, logits, strict=True):
+            real[keep] = super().forward(row[keep][None])[0]
+        return logits
+
+
+class AlwaysTurns(ladder.AttentionOnly):
+    def __init__(self, config, positions=True, generator=None):
+        super().__init__(config, True, generator)
+
+
+class UnseededOnly(ladder.AttentionOnly):
+    def __init__(self, config, positions=True, generator=None):
+        super().__init__(config, positions)
 
 
 def block_class(forward):
@@ -638,6 +877,70 @@ WRONG = [
     ("decode_response", lambda t, ids: t.decode(ids)),
     ("decode_response", lambda t, ids: t.decode(ids).strip()),
     ("decode_response", lambda t, ids: t.decode(list(ids)[:-1]).removeprefix(" ")),
+    ("count_bigrams", altered(ladder.count_bigrams, torch.t)),
+    ("count_bigrams", altered(ladder.count_bigrams, torch.Tensor.long)),
+    ("count_bigrams", counts_as_one_text),
+    ("count_bigrams", counts_only_what_came),
+    ("count_bigrams", counts_by_loop(lambda x: pairwise(x.ids))),
+    ("count_bigrams", counts_by_loop(lambda x: pairwise(x.ids[x.loss_start :]))),
+    ("count_bigrams", counts_by_loop(lambda x: set(counted_pairs(x)))),
+    ("unigram_logprobs", altered(ladder.unigram_logprobs, torch.exp)),
+    ("unigram_logprobs", lambda c: ladder.unigram_logprobs(c.T)),
+    ("unigram_logprobs", lambda c: (c.sum(0) / c.sum()).log()),
+    ("unigram_logprobs", lambda c: ((c + 1).sum(0) / (c + 1).sum()).log()),
+    ("unigram_logprobs", lambda c: ((c.sum(0) + 1) / c.sum()).log()),
+    ("unigram_logprobs", lambda c: unigram(c).log2()),
+    ("unigram_logprobs", lambda c: unigram(c.add_(1)).log()),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s)),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s / len(c))),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: unigram(c))),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c) * c.sum())),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c)[:, None])),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c), axis=0)),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c), log=torch.log2)),
+    ("bigram_logprobs", adds_in_place),
+    ("table_nats", lambda t, c: -ladder.table_nats(t, c)),
+    ("table_nats", lambda t, c: -(c * t).mean().item()),
+    ("table_nats", lambda t, c: -(c * t).sum().item()),
+    ("table_nats", lambda t, c: -(c * t).sum().item() / c.sum().item()),
+    ("table_nats", lambda t, c: -(c * t.clamp(min=-20)).sum().item() / c.sum().item()),
+    ("table_nats", lambda t, c: -(c * t).nansum().item() / (c > 0).sum().item()),
+    ("table_nats", lambda t, c: -(c * t).nansum() / c.sum()),
+    ("one_token_floor", lambda c: entropies(c, lambda c: 1 / len(c))),
+    ("one_token_floor", lambda c: entropies(c, log=torch.log2)),
+    ("one_token_floor", lambda c: entropies(c, smooth=1.0)),
+    ("one_token_floor", lambda c: entropies(c, axis=0)),
+    ("one_token_floor", lambda c: entropies(c.sum(0, keepdim=True))),
+    ("one_token_floor", lambda c: ladder.table_nats(ladder.bigram_logprobs(c), c)),
+    ("one_token_floor", lambda c: torch.tensor(entropies(c))),
+    ("one_token_floor", lambda c: -ladder.one_token_floor(c)),
+    (
+        "one_token",
+        one_token_class(lambda self, x: self.norm(self.mlp(self.mlp_norm(x)))),
+    ),
+    ("one_token", one_token_class(lambda self, x: self.norm(x + self.mlp(x)))),
+    ("one_token", one_token_class(lambda self, x: x + self.mlp(self.mlp_norm(x)))),
+    (
+        "one_token",
+        one_token_class(
+            lambda self, x: self.norm((y := self.mlp_norm(x)) + self.mlp(y))
+        ),
+    ),
+    (
+        "one_token",
+        one_token_class(
+            lambda self, x: self.norm(
+                (y := x + x.roll(1, 1)) + self.mlp(self.mlp_norm(y))
+            )
+        ),
+    ),
+    (
+        "one_token",
+        one_token_class(lambda self, x: self.mlp_norm(x + self.mlp(self.norm(x)))),
+    ),
+    ("one_token", OneTokenWithoutInit),
+    ("one_token", OneTokenOfItsOwnDraw),
+    ("one_token", HidesPadding),
     (
         "rms_norm",
         norm_class(
@@ -660,15 +963,36 @@ WRONG = [
         "rope_cos_sin",
         lambda p, e, theta=1e4: model.rope_cos_sin(p, e, math.sqrt(theta)),
     ),
+    (
+        "rope_cos_sin",
+        lambda p, e, theta=1e4: model.rope_cos_sin(p[:1].expand_as(p), e, theta),
+    ),
+    (
+        "rope_cos_sin",
+        lambda p, e, theta=1e4: tuple(
+            x.double() for x in model.rope_cos_sin(p, e, theta)
+        ),
+    ),
     ("rotate", interleaved),
     ("rotate", overwriting),
     ("rotate", lambda x, cos, sin: model.rotate(x, cos, -sin)),
+    ("rotate", lambda x, cos, sin: model.rotate(x, cos[:1], sin[:1])),
+    ("rotate", lambda x, cos, sin: model.rotate(x, cos[:, :1], sin[:, :1])),
     ("feed_forward", ReLU),
     ("feed_forward", GateOnTheOther),
     ("feed_forward", WithBias),
     ("token_positions", lambda m: m.cumsum(-1)),
     ("token_positions", lambda m: m.cumsum(-1) - 1),
     ("token_positions", lambda m: torch.arange(m.shape[1]).expand(m.shape)),
+    ("token_positions", lambda m: model.token_positions(m).float()),
+    (
+        "token_positions",
+        lambda m: (
+            (torch.arange(m.shape[1]) - m.int().argmax(1, keepdim=True))
+            .clamp(min=0)
+            .minimum(m.sum(1, keepdim=True) - 1)
+        ),
+    ),
     ("attention_bias", bias_where(lambda mask, query, key: mask & (key <= query))),
     (
         "attention_bias",
@@ -700,6 +1024,28 @@ WRONG = [
     ("attention", TurnsOnlyQueries),
     ("attention", TurnsNothing),
     ("attention", NoOutputProjection),
+    ("attention", FirstTextOnly),
+    ("attention", ValuesAreKeys),
+    ("attention_only", AlwaysTurns),
+    ("attention_only", UnseededOnly),
+    ("attention_only", only_class(lambda self, m: (m.cumsum(1) - 1, m | True))),
+    (
+        "attention_only",
+        only_class(lambda self, m: (torch.arange(m.shape[1]).expand_as(m), m)),
+    ),
+    (
+        "attention_only",
+        only_class(mix=lambda self, x, at: self.norm(at(self.attention_norm(x)))),
+    ),
+    (
+        "attention_only",
+        only_class(mix=lambda self, x, at: x + at(self.attention_norm(x))),
+    ),
+    ("attention_only", only_class(mix=lambda self, x, at: self.norm(x + at(x)))),
+    (
+        "attention_only",
+        only_class(mix=lambda self, x, at: self.norm(x + at(self.norm(x)))),
+    ),
     ("block", block_class(lambda self, x, at: (y := x + at(x)) + self.mlp(y))),
     (
         "block",
@@ -897,8 +1243,100 @@ WRONG = [
 ]
 
 
-# Right answers in another style than the package's.
+# The same things in another style: a check must not ask for the package's words.
 ALSO_RIGHT = [
+    ("count_bigrams", counts_by_loop(counted_pairs)),
+    (
+        "count_bigrams",
+        lambda examples, size: (
+            sum(
+                (
+                    F.one_hot(torch.tensor(a).long() * size + b, size * size)
+                    for x in examples
+                    for a, b in counted_pairs(x)
+                ),
+                start=torch.zeros(size * size),
+            )
+            .view(size, size)
+            .double()
+        ),
+    ),
+    ("unigram_logprobs", lambda c: unigram(c).log()),
+    (
+        "unigram_logprobs",
+        lambda c: (c.sum(0) + 1).log().log_softmax(0),
+    ),
+    ("bigram_logprobs", smoothed_rows(lambda c, s: s * unigram(c))),
+    (
+        "bigram_logprobs",
+        lambda c, strength=1.0: torch.stack(
+            [((r + strength * unigram(c)) / (r.sum() + strength)).log() for r in c]
+        ),
+    ),
+    (
+        "table_nats",
+        lambda t, c: (
+            -sum(c[a, b].item() * t[a, b].item() for a, b in c.nonzero().tolist())
+            / c.sum().item()
+        ),
+    ),
+    (
+        "table_nats",
+        lambda t, c: -torch.where(c > 0, c * t, 0.0).sum().item() / c.sum().item(),
+    ),
+    ("one_token_floor", entropies),
+    (
+        "one_token_floor",
+        lambda c: (
+            (torch.xlogy(c.sum(1), c.sum(1)).sum() - torch.xlogy(c, c).sum()) / c.sum()
+        ).item(),
+    ),
+    (
+        "one_token",
+        one_token_class(lambda self, x: self.norm(self.mlp(self.mlp_norm(x)).add_(x))),
+    ),
+    (
+        "one_token",
+        type(
+            "ByTable",
+            (ladder.OneToken,),
+            {
+                "forward": lambda self, ids, mask=None: ladder.OneToken.forward(
+                    self, torch.arange(self.config.vocab_size)[None]
+                )[0][ids]
+            },
+        ),
+    ),
+    (
+        "rope_cos_sin",
+        lambda p, e, theta=1e4: tuple(
+            g(p[:, :, None, None] * theta ** (-2 * torch.arange(e // 2) / e))
+            for g in (torch.cos, torch.sin)
+        ),
+    ),
+    ("rope_cos_sin", rope_by_complex_numbers),
+    ("rotate", by_complex_numbers),
+    (
+        "rotate",
+        lambda x, cos, sin: (
+            x * torch.cat((cos, cos), -1)
+            + torch.cat(tuple(-y for y in x.chunk(2, -1)[1:]) + x.chunk(2, -1)[:1], -1)
+            * torch.cat((sin, sin), -1)
+        ),
+    ),
+    ("token_positions", by_loop_over_tokens),
+    ("token_positions", lambda m: torch.relu(m.long().cumsum(1) - 1)),
+    ("attention_bias", bias_by_loops),
+    (
+        "attention_bias",
+        bias_where(lambda m, query, key: (key <= query) & (m | (key == query))),
+    ),
+    ("attend", attends()),
+    ("attend", attend_one_by_one),
+    ("attention", ByRepeatedKeys),
+    ("attention", type("Same", (model.Attention,), {})),
+    ("attention_only", NoTurnWithoutPositions),
+    ("attention_only", RowByRow),
     ("block", InOneExpression),
     ("block", OtherOrder),
     ("llama", FromStates),
@@ -915,10 +1353,11 @@ ALSO_RIGHT = [
     ("generate", generates(generation.pick)),
 ]
 
+
 test_the_package_passes, test_mistakes_are_caught = both_tests(language, RIGHT, WRONG)
 
 
-@pytest.mark.parametrize("name, answer", ALSO_RIGHT)
-def test_another_style_passes(name, answer, capsys):
-    getattr(language, name)(answer)
+@pytest.mark.parametrize("name, other", ALSO_RIGHT)
+def test_another_style_passes(name, other, capsys):
+    getattr(language, name)(other)
     assert capsys.readouterr().out.endswith(" checks passed\n")

@@ -94,7 +94,8 @@ def ladder(ax, rungs, floor, live=None):
     if live:
         name, loss = live
         height = list(rungs).index(name)
-        ax.plot([loss - floor], [height], "D", color=ORANGE, label="trained just now")
+        hollow = {"color": ORANGE, "markerfacecolor": "none", "markersize": 8}
+        ax.plot([loss - floor], [height], "D", label="trained just now", **hollow)
         ax.legend(loc="lower left")
     ax.set_yticks(range(len(rungs)), list(rungs))
     ax.set(xscale="log", xlabel="nats per token above the entropy of the world")

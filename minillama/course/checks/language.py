@@ -155,6 +155,139 @@ def decode_response(f):
     )
 
 
+# 0 came once, 1 three times, 2 never; 2 stands before nothing that counts
+COUNTS = torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
+
+
+@check
+def count_bigrams(f):
+    """Check `count_bigrams(examples, vocab_size)`."""
+    texts = [Example([0, 1, 1], 1), Example([2, 1, 0, 1], 2), Example([2], 1)]
+    counts = f(texts, 3)
+    yield (
+        "three texts by hand",
+        counts,
+        COUNTS,
+        "row: the token before; column: the token that came; count from loss_start on",
+    )
+    yield (
+        "numbers that can be divided and multiplied",
+        counts.dtype,
+        torch.float64,
+        "the table is float64",
+    )
+    yield (
+        "the last token of a text is not followed by the next text",
+        f([Example([0, 1], 1), Example([2, 3], 1)], 4).nonzero().tolist(),
+        [[0, 1], [2, 3]],
+        "count within each text",
+    )
+    yield (
+        "a token after itself, and a row for every id",
+        f([Example([1, 1, 1], 1)], 3),
+        torch.tensor([[0, 0, 0], [0, 2, 0], [0, 0, 0]]),
+        "the table is (V, V) whatever comes",
+    )
+    yield (
+        "only the pairs whose second token counts",
+        f([Example([0, 1, 2, 0, 1], 3)], 3).nonzero().tolist(),
+        [[0, 1], [2, 0]],
+        "the first token that counts stands at loss_start; its pair begins one before",
+    )
+
+
+@check
+def unigram_logprobs(f):
+    """Check `unigram_logprobs(counts)`."""
+    untouched = COUNTS.clone()
+    yield (
+        "(1 + 1, 3 + 1, 0 + 1) / (4 + 3) by hand",
+        f(untouched),
+        torch.tensor([2 / 7, 4 / 7, 1 / 7]).log(),
+        "how often each token came, plus 1, over all of them; natural logarithms",
+    )
+    yield ("the counts stay as they were", untouched, COUNTS, "change no argument")
+    yield (
+        "no counts at all",
+        f(torch.zeros(4, 4)),
+        torch.full((4,), -math.log(4)),
+        "then all tokens are equally likely",
+    )
+    yield (
+        "one more for every token, not for every pair",
+        f(torch.tensor([[0.0, 6.0], [0.0, 0.0]])).exp(),
+        torch.tensor([1 / 8, 7 / 8]),
+        "(0 + 1, 6 + 1) / (6 + 2)",
+    )
+
+
+@check
+def bigram_logprobs(f):
+    """Check `bigram_logprobs(counts, strength=1.0)`."""
+    untouched = COUNTS.clone()
+    # one more sighting in each row, shared as 2/7, 4/7, 1/7
+    yield (
+        "three rows by hand",
+        f(untouched).exp(),
+        torch.tensor([[2.0, 18.0, 1.0], [9.0, 11.0, 1.0], [6.0, 12.0, 3.0]]) / 21,
+        "(count + strength * p(b)) / (sum of the row + strength)",
+    )
+    yield ("the counts stay as they were", untouched, COUNTS, "change no argument")
+    yield (
+        "four more sightings a row",
+        f(untouched, strength=4.0).exp(),
+        torch.tensor([[8.0, 30.0, 4.0], [15.0, 23.0, 4.0], [12.0, 24.0, 6.0]]) / 42,
+        "strength multiplies the unigram's probabilities",
+    )
+    yield (
+        "every row is a distribution",
+        f(untouched, 0.3).exp().sum(1),
+        torch.ones(3),
+        "divide each row by its own sum",
+    )
+    yield (
+        "what was seen a million times speaks for itself",
+        f(1e6 * COUNTS)[:2, :2].exp(),
+        torch.tensor([[0.0, 1.0], [0.5, 0.5]]),
+        "the strength does not grow with the counts",
+    )
+
+
+@check
+def table_nats(f):
+    """Check `table_nats(logprobs, counts)`."""
+    table = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    table = table.double().log()
+    # two pairs of ln 4, one of ln 10, one of -ln .8
+    by_hand = (2 * math.log(4) + math.log(10) - math.log(0.8)) / 4
+    yield (
+        "four pairs by hand",
+        row(f(table, COUNTS)),
+        row(by_hand),
+        "-sum of count * log p, divided by the number of pairs",
+    )
+    yield ("a number", type(f(table, COUNTS)), float, "take .item() of the tensor")
+    yield (
+        "ten times as much text of the same kind",
+        row(f(table, 10 * COUNTS)),
+        row(by_hand),
+        "a mean over pairs does not grow with the text",
+    )
+    impossible = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).double().log()
+    yield (
+        "what never came may be impossible",
+        row(f(impossible, torch.tensor([[0.0, 3.0], [1.0, 0.0]]))),
+        row(math.log(2) / 4),
+        "0 times -inf is NaN: leave pairs out that were not counted",
+    )
+    yield (
+        "what came and was held for impossible",
+        f(impossible, torch.tensor([[1.0, 3.0], [1.0, 0.0]])),
+        math.inf,
+        "one such pair makes the loss infinite",
+    )
+
+
 # ---------------------------------------------------------------------------- 02 blocks
 
 
@@ -228,6 +361,18 @@ def rope_cos_sin(f):
         torch.zeros(1, 2),
         "positions count from 0",
     )
+    yield (
+        "each row has positions of its own",
+        f(torch.tensor([[0, 1], [30, 0]]), 4, theta=100.0)[1][..., 0, :],
+        torch.tensor([[[0, 0], [1, 0.1]], [[30, 3], [0, 0]]]).sin(),
+        "positions are (B, T), one row for each text",
+    )
+    yield (
+        "float32, as the weights",
+        (cos.dtype, sin.dtype),
+        (torch.float32, torch.float32),
+        "turn whole positions into floats before multiplying",
+    )
 
 
 @check
@@ -255,6 +400,22 @@ def rotate(f):
         f(turned, angle.cos(), angle.sin()),
         f(x, (2 * angle).cos(), (2 * angle).sin()),
         "both parts of the pair use the old values",
+    )
+    many = torch.arange(1.0, 17.0).view(2, 2, 2, 2)  # B = T = heads = 2, one pair
+    turns = torch.tensor([[0.0, 1.0], [2.0, 3.0]]) * math.pi / 2
+    turns = turns.view(2, 2, 1, 1)  # by 0, 90, 180, 270 degrees
+    yield (
+        "each token of each text by its own angle, all heads alike",
+        f(many, turns.cos(), turns.sin()).flatten(0, 1),
+        torch.tensor(
+            [
+                [[1.0, 2.0], [3.0, 4.0]],
+                [[-6.0, 5.0], [-8.0, 7.0]],
+                [[-9.0, -10.0], [-11.0, -12.0]],
+                [[14.0, -13.0], [16.0, -15.0]],
+            ]
+        ),
+        "cos and sin are (B, T, 1, E / 2): let them broadcast over the heads",
     )
 
 
@@ -291,6 +452,117 @@ def feed_forward(f):
     )
 
 
+@check
+def one_token_floor(f):
+    """Check `one_token_floor(counts)`."""
+    yield (
+        "after 0 always 1, after 1 one of two",
+        row(f(COUNTS)),
+        row(math.log(2) / 2),
+        "(2 * 0 + 2 * ln 2) / 4; a token that never came has no row to divide",
+    )
+    yield ("a number", type(f(COUNTS)), float, "nats a token")
+    uneven = torch.tensor([[1.0, 3.0], [6.0, 0.0]]).double()
+    entropy = (math.log(4) + 3 * math.log(4 / 3)) / 4
+    yield (
+        "rows weigh as often as they came",
+        row(f(uneven)),
+        row(0.4 * entropy),
+        "4 of 10 tokens come after 0, so its row's entropy counts 0.4",
+    )
+    yield (
+        "counts ten times as large, and shares that add up to 1",
+        row(f(10 * uneven), f(uneven / 10)),
+        row(0.4 * entropy, 0.4 * entropy),
+        "divide each row by its own sum, and smooth nothing",
+    )
+    yield (
+        "four equally frequent pairs in each row",
+        row(f(torch.ones(4, 4))),
+        row(math.log(4)),
+        "natural logarithms",
+    )
+
+
+@check
+def one_token(f):
+    """Check `OneToken(config, generator)`, the class."""
+    config = tiny_config(n_layers=2, ffn_dim=40)
+    network = f(config, torch.Generator().manual_seed(0))
+    weights = dict(network.named_parameters())
+    yield (
+        "embedding, norm, feed-forward, norm, output",
+        {name: tuple(p.shape) for name, p in weights.items()},
+        {
+            "embed_tokens.weight": (11, 32),
+            "mlp_norm.weight": (32,),
+            "mlp.gate_proj.weight": (40, 32),
+            "mlp.up_proj.weight": (40, 32),
+            "mlp.down_proj.weight": (32, 40),
+            "norm.weight": (32,),
+            "lm_head.weight": (11, 32),
+        },
+        "embed_tokens, mlp_norm, mlp, norm, and lm_head without bias",
+    )
+    yield (
+        "small weights, those back into the stream smaller",
+        [
+            0.8 < weights[f"{name}.weight"].std().item() / std < 1.2
+            for name, std in (
+                ("embed_tokens", 0.02),
+                ("mlp.up_proj", 0.02),
+                ("mlp.down_proj", 0.01),
+                ("lm_head", 0.02),
+            )
+        ],
+        [True] * 4,
+        "Llama.init_weights(self, generator) at the end of __init__",
+    )
+    yield (
+        "the same generator gives the same weights",
+        f(config, torch.Generator().manual_seed(0)).lm_head.weight,
+        network.lm_head.weight,
+        "hand the generator on",
+    )
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in weights.values():
+            p.copy_(0.5 * torch.randn(p.shape, generator=noise) + (p.ndim == 1))
+    ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+    logits = network(ids)
+    w = {name.removesuffix(".weight"): p.detach() for name, p in weights.items()}
+
+    def normed(x, scale):
+        return x / (x.square().mean() + config.norm_eps).sqrt() * scale
+
+    def by_hand(token):
+        x = w["embed_tokens"][token]
+        y = normed(x, w["mlp_norm"])
+        gate, up = w["mlp.gate_proj"] @ y, w["mlp.up_proj"] @ y
+        x = x + w["mlp.down_proj"] @ (gate * torch.sigmoid(gate) * up)
+        return w["lm_head"] @ normed(x, w["norm"])
+
+    yield (
+        "eight tokens, one at a time",
+        logits,
+        torch.stack([torch.stack([by_hand(i) for i in r]) for r in ids.tolist()]),
+        "x + mlp(mlp_norm(x)), then the last norm, then lm_head",
+    )
+    yield (
+        "a token sees itself alone",
+        network(ids.roll(1, 0).flip(1)),
+        logits.roll(1, 0).flip(1),
+        "nothing may pass between positions or texts",
+    )
+    mask = torch.tensor([[False, True, True, True], [True, True, False, False]])
+    yield (
+        "a mask may be given, and changes nothing",
+        network(ids, mask),
+        logits,
+        "forward(ids, mask=None): there is nobody else to be hidden",
+    )
+
+
 # ------------------------------------------------------------------------- 03 attention
 
 
@@ -305,6 +577,18 @@ def token_positions(f):
         f(mask),
         torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1], [0, 1, 1, 1]]),
         "count the real tokens so far, from 0",
+    )
+    yield (
+        "a hole in the middle shifts nothing",
+        f(torch.tensor([[True, False, False, True, True]])),
+        torch.tensor([[0, 0, 0, 1, 2]]),
+        "it is the count of real tokens that matters, not where padding stands",
+    )
+    yield (
+        "whole numbers",
+        f(mask).dtype,
+        torch.int64,
+        "positions are int64",
     )
 
 
@@ -337,6 +621,19 @@ def attention_bias(f):
         (bias[:, 0, 0] == -math.inf).int(),
         1 - allowed.int(),
         "softmax makes it exactly 0",
+    )
+    yield (
+        "padding in the middle is hidden from what follows",
+        (f(torch.tensor([[True, False, True]]), 3)[0, 0, 0] == 0).int(),
+        torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]),
+        "a key must be real wherever it stands; each token sees itself",
+    )
+    yield ("float32", bias.dtype, torch.float32, "it is added to scores")
+    yield (
+        "the mask is left as it was",
+        mask[1].tolist(),
+        [False, True, True],
+        "do not write into what you are given",
     )
     yield (
         "one new token sees all that is cached",
@@ -437,6 +734,28 @@ def attention(f):
         False,
         "turn queries and keys by their positions",
     )
+    both = torch.cat((x, x.flip(1)))
+    yield (
+        "each text by itself",
+        look(both),
+        torch.cat((look(x), look(x.flip(1)))),
+        "B texts at once: no text may use another's queries, keys or values",
+    )
+    small = f(tiny_config(dim=2, n_heads=1, n_kv_heads=1))
+    with torch.no_grad():
+        small.q_proj.weight.zero_()  # all scores are 0, so all weights are equal
+        small.k_proj.weight.fill_(9.0)
+        small.v_proj.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        small.o_proj.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        still = torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+        bias = torch.tensor([[0.0, -math.inf], [0.0, 0.0]]).view(1, 1, 1, 2, 2)
+        got = small(torch.tensor([[[1.0, 1.0], [3.0, 5.0]]]), *still, bias)
+    yield (
+        "equal scores average the values, by hand",
+        got,
+        torch.tensor([[[2.0, 1.0], [6.0, 2.0]]]),
+        "values (1, 2) and (3, 10), their average (2, 6), then o_proj swaps the two",
+    )
     with torch.no_grad():
         layer.o_proj.weight.zero_()
     yield (
@@ -445,6 +764,91 @@ def attention(f):
         torch.zeros(1, 5, 8),
         "o_proj comes last",
     )
+
+
+@check
+def attention_only(f):
+    """Check `AttentionOnly(config, positions, generator)`, the class."""
+    config = tiny_config()
+
+    def draw(seed=0, **named):
+        return f(config, generator=torch.Generator().manual_seed(seed), **named)
+
+    network = draw()
+    yield (
+        "the parts and their names",
+        sorted(name.removesuffix(".weight") for name, _ in network.named_parameters()),
+        [
+            *(f"attention.{x}_proj" for x in "koqv"),
+            *("attention_norm", "embed_tokens", "lm_head", "norm"),
+        ],
+        "embed_tokens, attention_norm, attention, norm, lm_head",
+    )
+    yield (
+        "weights are those of the generator, as small as Llama's",
+        (
+            torch.equal(network.lm_head.weight, draw().lm_head.weight),
+            torch.equal(network.lm_head.weight, draw(1).lm_head.weight),
+            0.015 < network.lm_head.weight.std().item() < 0.025,
+        ),
+        (True, False, True),
+        "Llama.init_weights(self, generator): std 0.02",
+    )
+    blind = draw(positions=False)
+    with torch.no_grad():  # weights that hide nothing, norms among them
+        noise = torch.Generator().manual_seed(2)
+        for one, other in zip(network.parameters(), blind.parameters(), strict=True):
+            one.copy_(torch.randn(one.shape, generator=noise))
+            other.copy_(one)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    cos, sin = model.rope_cos_sin(torch.arange(5)[None], config.head_dim)
+    bias = model.attention_bias(torch.ones(1, 5, dtype=torch.bool), 5)
+    with torch.no_grad():
+        x = network.embed_tokens(ids)
+        x = x + network.attention(network.attention_norm(x), cos, sin, bias)
+        by_hand = network.lm_head(network.norm(x))
+        logits = network(ids)
+        yield (
+            "norm, attention, added to the stream, norm, output",
+            logits,
+            by_hand,
+            "x + attention(attention_norm(x)), then lm_head(norm(x))",
+        )
+        yield (
+            "the past does not see the future",
+            network(torch.tensor([[3, 1, 4, 1, 9]]))[:, :4],
+            logits[:, :4],
+            "pass attention_bias on",
+        )
+        mask = torch.tensor([[False, False] + [True] * 5, [True] * 5 + [False] * 2])
+        mask = torch.cat(
+            (mask, torch.tensor([[True, True, False, False] + 3 * [True]]))
+        )
+        padded = network(
+            torch.tensor(
+                [[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0], [3, 1, 0, 0, 4, 1, 5]]
+            ),
+            mask,
+        )
+        yield (
+            "padding on the left, on the right or in the middle changes nothing",
+            padded[mask].view(3, 5, -1),
+            logits.expand(3, -1, -1),
+            "positions and bias both come from the mask",
+        )
+        shuffled = torch.tensor([[4, 3, 1, 1, 5]])
+        yield (
+            "with positions, order counts",
+            torch.allclose(network(shuffled)[0, -1], logits[0, -1], atol=1e-2),
+            False,
+            "the angles come from token_positions",
+        )
+        yield (
+            "without positions, a shuffled past gives the same logits",
+            blind(shuffled)[0, -1],
+            blind(ids)[0, -1],
+            "every token stands at position 0",
+        )
 
 
 # ----------------------------------------------------------------------------- 04 llama
