@@ -1446,6 +1446,33 @@ def token_logprobs(f):
         row(0.0, math.log(0.7), math.log(0.3)),
         "log_softmax over the vocabulary",
     )
+    two, ids = (
+        torch.cat((logits, logits.flip(-1) + 1)),
+        torch.tensor([[0, 2, 1], [1, 2, 0]]),
+    )
+    before = two.clone(), ids.clone()
+    by_hand = torch.tensor([[0.7, 0.3], [0.1, 0.2]]).log()
+    yield (
+        "two texts, each by its own logits and ids",
+        f(two, ids)[:, 1:],
+        by_hand,
+        "the second text has 0.1 and 0.2",
+    )
+    yield (
+        "logits and ids stay as they were",
+        torch.equal(two, before[0]) and torch.equal(ids, before[1]),
+        True,
+        "compute a new tensor",
+    )
+    shares = two.softmax(-1)[:, :2]
+    slopes = torch.nn.functional.one_hot(ids[:, 1:], 3) - shares
+    yield (
+        "the gradient at the logits",
+        gradient(lambda x: f(x, ids), two),
+        torch.cat((slopes, torch.zeros(2, 1, 3)), 1),
+        "1 - p at the token that came, -p at the others, 0 after the last token; "
+        "detach nothing",
+    )
 
 
 @check
@@ -1467,6 +1494,30 @@ def lm_loss(f):
         f(logits, ids, only),
         torch.tensor(rest),
         "what does not count has no share",
+    )
+    sure = torch.tensor([[0.0, 40.0], [40.0, 0.0], [40.0, 0.0], [0.0, 40.0]])[None]
+    yield (
+        "logits that know the next token have no loss",
+        f(
+            sure,
+            torch.tensor([[0, 1, 0, 0]]),
+            torch.tensor([[False, True, True, True]]),
+        ),
+        torch.tensor(0.0),
+        "the logits at t predict the token at t + 1",
+    )
+    slopes = gradient(lambda x: f(x, ids, mask), logits)
+    yield (
+        "only logits before a counted token feel the loss",
+        slopes.abs().amax(-1) > 0,
+        torch.tensor([[True, True, True, False], [True, False, False, False]]),
+        "select with the mask after the shift; detach nothing",
+    )
+    yield (
+        "more logit at a token that came lowers the loss, by its share",
+        slopes[1, 0],
+        torch.tensor([-0.75, 0.75]) / 4,
+        "(p - 1) / 4 at the token that came, p / 4 at the other",
     )
     yield (
         "a token in column 0 has no past",
@@ -1505,15 +1556,38 @@ def warmup_cosine(f):
         0.0,
         "done is at most 1",
     )
+    yield (
+        "4 steps of warm-up in 12",
+        torch.tensor([f(step, 12, 4) for step in (1, 3, 8)]),
+        torch.tensor([0.5, 1.0, 0.5]),
+        "divide by warmup_steps, then by total_steps - warmup_steps",
+    )
+
+
+def _adam_by_hand(weight, gradients, lrs, betas):
+    """Where AdamW without decay goes, step after step: list of (1, 2) tensors."""
+    mean, square, places = 0.0, 0.0, []
+    for t, (slope, lr) in enumerate(zip(gradients, lrs, strict=True), start=1):
+        mean = betas[0] * mean + (1 - betas[0]) * slope
+        square = betas[1] * square + (1 - betas[1]) * slope**2
+        corrected = mean / (1 - betas[0] ** t), square / (1 - betas[1] ** t)
+        weight = weight - lr * corrected[0] / (corrected[1].sqrt() + 1e-8)
+        places.append(weight)
+    return places
 
 
 @check
 def stepper(f):
-    """Check `Stepper(model, lr, schedule, …, max_norm)`, the class."""
-    network = torch.nn.Linear(2, 1, bias=False)
-    with torch.no_grad():
-        network.weight.copy_(torch.tensor([[1.0, -1.0]]))
-    descent = f(network, 0.1, schedule=lambda step: (0.5, 1.0)[step], max_norm=1.0)
+    """Check `Stepper(model, lr, schedule, betas, max_norm)`, the class."""
+    start = torch.tensor([[1.0, -1.0]])
+
+    def fresh(**settings):
+        network = torch.nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            network.weight.copy_(start)
+        return network, f(network, 0.1, **settings)
+
+    network, descent = fresh(schedule=lambda step: (0.5, 1.0)[step], max_norm=1.0)
     norm = descent.step((network.weight * torch.tensor([[3.0, -4.0]])).sum(), [0])
     yield ("the norm before clipping", norm.detach(), torch.tensor(5.0), "sqrt(9 + 16)")
     yield (
@@ -1540,6 +1614,41 @@ def stepper(f):
         "those of the last finite loss",
     )
 
+    network, descent = fresh(
+        schedule=lambda step: 1 / (step + 1), betas=(0.5, 0.75), max_norm=2.0
+    )
+    slopes = [torch.tensor([[x, y]]) for x, y in ((3.0, -4.0), (0.3, 0.4), (1.0, 0.0))]
+    places = []
+    for slope in slopes:
+        descent.step((network.weight * slope).sum(), [0])
+        places.append(network.weight.detach().clone())
+    # the first gradient has a norm of 5 and is shortened to 2
+    by_hand = _adam_by_hand(
+        start, [0.4 * slopes[0], *slopes[1:]], (0.1, 0.05, 0.1 / 3), (0.5, 0.75)
+    )
+    yield (
+        "three steps by hand",
+        torch.cat(places),
+        torch.cat(by_hand),
+        "clip (3, -4) to (1.2, -1.6); forget each gradient after its step; use the "
+        "betas, no decay, and the schedule's share of 0.1",
+    )
+    # the square root has an infinite slope at 0
+    steep = (network.weight - network.weight.detach()).sqrt().sum()
+    error = error_of(lambda: descent.step(steep, [0]))
+    yield (
+        "a finite loss with an infinite gradient stops the run",
+        isinstance(error, type) and issubclass(error, FloatingPointError),
+        True,
+        "look at the gradient's norm too",
+    )
+    yield (
+        "the last good weights are those before the latest good step",
+        network.weight,
+        places[1],
+        "renew last_good at each step with a finite loss and gradient",
+    )
+
 
 # ------------------------------------------------------------------------------- 06 sft
 
@@ -1552,7 +1661,7 @@ def dialogue_example(f):
     whole = [1, 4, *space, *ab, 5, *space, *b, 2]
     yield (
         "the whole dialogue",
-        f(tiny, "ab", "b", False).ids,
+        list(f(tiny, "ab", "b", False).ids),
         whole,
         "prompt ids, then response ids",
     )
@@ -1568,6 +1677,13 @@ def dialogue_example(f):
         whole.index(5) + 1,
         "the loss starts after [/INST]",
     )
+    longer = f(tiny, "b ab b", "ab b", True)
+    yield (
+        "the response of a longer prompt",
+        list(longer.ids[longer.loss_start :]),
+        [*tiny.encode(" ab b"), 2],
+        "the length of the prompt's ids, special symbols included",
+    )
     yield (
         "the end of sequence is in it",
         f(tiny, "ab", "b", True).ids[-1],
@@ -1579,22 +1695,43 @@ def dialogue_example(f):
 @check
 def pad_examples(f):
     """Check `pad_examples(examples)`."""
-    ids, mask, loss_mask = f([Example([7, 8, 9, 2], 2), Example([7, 2], 1)])
+    given = [Example([7, 8, 9, 2], 2), Example([7, 2], 1), Example([6, 7, 2], 2)]
+    ids, mask, loss_mask = f(given)
     yield (
         "ids, padded on the right with 3",
         ids,
-        torch.tensor([[7, 8, 9, 2], [7, 2, 3, 3]]),
+        torch.tensor([[7, 8, 9, 2], [7, 2, 3, 3], [6, 7, 2, 3]]),
         "PAD_ID is 3",
     )
     yield (
         "mask",
         mask,
-        torch.tensor([[True] * 4, [True, True, False, False]]),
+        torch.tensor(
+            [[True] * 4, [True, True, False, False], [True, True, True, False]]
+        ),
         "True = real token",
     )
     yield (
         "what counts: from loss_start on, no padding",
         loss_mask,
-        torch.tensor([[False, False, True, True], [False, True, False, False]]),
+        torch.tensor(
+            [
+                [False, False, True, True],
+                [False, True, False, False],
+                [False, False, True, False],
+            ]
+        ),
         "real and at or after loss_start",
+    )
+    yield (
+        "ids are int64, masks bool",
+        [x.dtype for x in (ids, mask, loss_mask)],
+        [torch.int64, torch.bool, torch.bool],
+        "compare, and combine with &",
+    )
+    yield (
+        "the examples stay as they were",
+        [example.ids for example in given],
+        [[7, 8, 9, 2], [7, 2], [6, 7, 2]],
+        "pad copies",
     )
