@@ -123,6 +123,43 @@ def _functions(tree, prefix=""):
     return found
 
 
+def selection(file):
+    """Return the tests that are run against a file, as words for pytest."""
+    words = [*TESTS[file.stem], *ALWAYS]
+    words = [f"tests/{word}" if word.endswith(".py") else word for word in words]
+    return [word for word in words if word[-3:] != ".py" or Path(word).exists()]
+
+
+# Collects the tests twice in one process, as mutmut does, and prints what got lost.
+TWICE = """
+import sys
+import pytest
+
+class Ids:
+    def pytest_collection_finish(self, session):
+        self.found = {item.nodeid for item in session.items}
+
+first, second = Ids(), Ids()
+for ids in (first, second):
+    pytest.main(["--collect-only", "-qq", *sys.argv[1:]], plugins=[ids])
+for name in sorted(first.found - second.found):
+    print("LOST", name)
+"""
+
+
+def unfindable(words, folder):
+    """Return the ids of tests that have another id when they are collected again.
+
+    mutmut asks for tests by id in a fork of the process that has run them all. It calls
+    a mutant killed where pytest does not find one of them: so all mutants of what such
+    a test calls. An id of `ids=str` is escaped once more each time.
+    """
+    command = [sys.executable, "-c", TWICE, *QUICK, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    return [line.removeprefix("LOST ") for line in lines if line.startswith("LOST ")]
+
+
 def prepare(file, folder):
     """Write the copy that mutmut works on, with its settings in setup.cfg."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -134,14 +171,11 @@ def prepare(file, folder):
     conftest = Path("conftest.py").read_text()
     (folder / "conftest.py").write_text(f"{conftest}{FORGET}")
     (folder / file).write_text(decorators_below(file.read_text()))
-    words = [*TESTS[file.stem], *ALWAYS]
-    words = [f"tests/{word}" if word.endswith(".py") else word for word in words]
-    words = [word for word in words if word[-3:] != ".py" or Path(word).exists()]
     settings = {
         "source_paths": "minillama",
         "only_mutate": file,
         "also_copy": "conftest.py",
-        "pytest_add_cli_args_test_selection": "\n    ".join(["", *words]),
+        "pytest_add_cli_args_test_selection": "\n    ".join(["", *selection(file)]),
         "pytest_add_cli_args": "\n    ".join(["", *QUICK]),
         # A mutant may take ten times as long as its tests took, and ten seconds.
         "timeout_multiplier": 10,
@@ -252,6 +286,8 @@ def main():
     meta = folder / "mutants" / f"{file}.meta"
     kept = json.loads(meta.read_text()) if "--survivors" in sys.argv else None
     prepare(file, folder)
+    if lost := unfindable(selection(file), folder):
+        sys.exit("\n".join(["mutants: tests that have no findable id:", *lost]))
     if kept:  # mutmut runs what has no result yet, and what is in a changed function
         codes = kept["exit_code_by_key"]
         codes |= {key: None for key, code in codes.items() if code in SURVIVED}

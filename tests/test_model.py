@@ -421,7 +421,7 @@ BAD_INPUT = [
 ]
 
 
-@pytest.mark.parametrize("arguments, error, words", BAD_INPUT, ids=str)
+@pytest.mark.parametrize("arguments, error, words", BAD_INPUT)
 def test_bad_input_is_refused_in_the_name_of_what_was_called(arguments, error, words):
     with pytest.raises(error, match=f"^Llama: {words}"):
         small()(*arguments)

@@ -1,9 +1,10 @@
-"""The part of `make mutants` that changes source text: decorators move below."""
+"""The parts of `make mutants` that change source text and look tests up by id."""
 
 import textwrap
 
+import pytest
 import torch
-from mutants import decorators_below
+from mutants import decorators_below, unfindable
 
 
 def test_decorators_go_below_their_functions():
@@ -91,3 +92,16 @@ def test_the_rewritten_module_does_the_same():
         exec(text, names)
         for result in (names["double"](x), names["Doubler"]().times(x)):
             assert result.item() == 2 and not result.requires_grad
+
+
+@pytest.mark.parametrize("ids, lost", [("", []), (", ids=str", [r"test_toy[\\d]"])])
+def test_a_test_that_is_not_found_by_its_id_is_named(tmp_path, ids, lost):
+    """Else all mutants of what it calls would count as killed."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_toy.py").write_text(
+        "import pytest\n"
+        rf"@pytest.mark.parametrize('x', ['a', r'\d']{ids})"
+        "\ndef test_toy(x):\n    pass\n"
+    )
+    found = unfindable(["tests/test_toy.py"], tmp_path)
+    assert found == [f"tests/test_toy.py::{name}" for name in lost]

@@ -185,7 +185,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("change, error, words", BAD, ids=str)
+@pytest.mark.parametrize("change, error, words", BAD)
 def test_bad_arguments(change, error, words):
     with pytest.raises(error, match=f"^Stepper: {words}"):
         Stepper(**{"model": Weight(1.0), "lr": 0.1, **change})

@@ -12,6 +12,7 @@ from minillama.course.checks.language import (  # noqa: F401
     attend,
     attention,
     attention_bias,
+    attention_only,
     bigram_logprobs,
     block,
     count_bigrams,
