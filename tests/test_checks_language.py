@@ -1,6 +1,9 @@
 """Checks of lessons 01 to 06 pass the package and fail plausible mistakes."""
 
+import bisect
 import contextlib
+import dataclasses
+import itertools
 import math
 from itertools import pairwise
 
@@ -425,6 +428,66 @@ class UnseededOnly(ladder.AttentionOnly):
         super().__init__(config, positions)
 
 
+class ForgetsValues(model.KVCache):
+    def store(self, layer, keys, values):
+        return super().store(layer, keys, torch.zeros_like(values))
+
+
+class OneDtype(model.KVCache):
+    def __init__(self, config, batch_size, capacity, device=None, dtype=None):
+        super().__init__(config, batch_size, capacity, device)
+
+
+class ForgetsMasks(model.KVCache):
+    def extend(self, mask):
+        positions, seen = super().extend(mask)
+        return positions, torch.ones_like(seen)
+
+
+class CountsTheFirstRow(model.KVCache):
+    def extend(self, mask):
+        positions, seen = super().extend(mask)
+        return positions[:1].expand_as(positions), seen
+
+
+class GrowsInPlace(torch.nn.Module):
+    """A right cache that joins tensors instead of taking room at once."""
+
+    def __init__(self, config, batch_size, capacity, device=None, dtype=torch.float32):
+        super().__init__()
+        self.config, self.capacity = config, capacity
+        self.pieces = [([], []) for _ in range(config.n_layers)]
+        self.masks = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
+
+    def extend(self, mask):
+        if self.masks.shape[1] + mask.shape[1] > self.capacity:
+            raise ValueError("full")
+        self.masks = torch.cat((self.masks, mask), 1)
+        return model.token_positions(self.masks)[:, -mask.shape[1] :], self.masks
+
+    def store(self, layer, keys, values):
+        if keys.requires_grad or values.requires_grad:
+            raise RuntimeError("no gradients")
+        for held, new in zip(self.pieces[layer], (keys, values), strict=True):
+            held.append(new)
+        return tuple(torch.cat(held, 2) for held in self.pieces[layer])
+
+
+class PutsByIndex(model.KVCache):
+    """A right cache that writes slot by slot."""
+
+    def store(self, layer, keys, values):
+        if keys.requires_grad or values.requires_grad:
+            raise RuntimeError("no gradients")
+        for t in range(keys.shape[2]):
+            slot = self.length - keys.shape[2] + t
+            self.keys[layer][:, :, slot] = keys[:, :, t]
+            self.values[layer][:, :, slot] = values[:, :, t]
+        return tuple(
+            x[layer].narrow(2, 0, self.length) for x in (self.keys, self.values)
+        )
+
+
 def block_class(forward):
     """`Block` with another forward(self, x, attend), attend(x) being its attention."""
 
@@ -432,6 +495,131 @@ def block_class(forward):
         return forward(self, x, lambda y: self.self_attn(y, cos, sin, bias, cache))
 
     return type("Wrong", (model.Block,), {"forward": call})
+
+
+def pass_cache(change):
+    """`Block` whose forward gets a changed cache."""
+
+    class Wrong(model.Block):
+        def forward(self, x, cos, sin, bias, cache=None):
+            return super().forward(x, cos, sin, bias, change(cache))
+
+    return Wrong
+
+
+class LayerZero(model.Block):
+    def __init__(self, config, layer=0):
+        super().__init__(config)
+
+
+class OneNorm(model.Block):
+    def forward(self, x, cos, sin, bias, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias, cache)
+        return x + self.mlp(self.input_layernorm(x))
+
+
+class UsualEps(model.Block):
+    def __init__(self, config, layer=0):
+        super().__init__(dataclasses.replace(config, norm_eps=1e-5), layer)
+
+
+class DetachedStream(model.Block):
+    def forward(self, x, cos, sin, bias, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x).detach(), cos, sin, bias, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class InOneExpression(model.Block):
+    """A right block."""
+
+    def forward(self, x, cos, sin, bias, cache=None):
+        looked = self.self_attn(self.input_layernorm(x), cos, sin, bias, cache)
+        normed = self.post_attention_layernorm(looked + x)
+        return torch.stack((x, looked, self.mlp(normed))).sum(0)
+
+
+class OtherOrder(torch.nn.Module):
+    """A right block, its parts made in another order."""
+
+    def __init__(self, config, layer=0):
+        super().__init__()
+        self.mlp, self.self_attn = (
+            model.FeedForward(config),
+            model.Attention(config, layer),
+        )
+        for name in ("post_attention_layernorm", "input_layernorm"):
+            setattr(self, name, model.RMSNorm(config.dim, config.norm_eps))
+
+    def forward(self, x, *others):
+        x = self.self_attn(self.input_layernorm(x), *others).add(x)
+        return self.mlp(self.post_attention_layernorm(x)).add_(x)
+
+
+def llama_class(hidden):
+    """`Llama` with another hidden(self, x, cos, sin, bias, cache) after `embed`."""
+
+    class Other(model.Llama):
+        def hidden(self, ids, mask=None, cache=None):
+            return hidden(self, *self.embed(ids, mask, cache), cache)
+
+    return Other
+
+
+def through(layers, x, *others):
+    for layer in layers:
+        x = layer(x, *others)
+    return x
+
+
+class SharedBlocks(model.Llama):
+    def __init__(self, config, generator=None):
+        super().__init__(config, generator)
+        self.layers = torch.nn.ModuleList([self.layers[0]] * config.n_layers)
+
+
+class UsualTheta(model.Llama):
+    def embed(self, ids, mask=None, cache=None):
+        x, cos, sin, bias = super().embed(ids, mask, cache)
+        if cache is None:
+            where = torch.ones_like(ids) > 0 if mask is None else mask
+            cos, sin = model.rope_cos_sin(
+                model.token_positions(where), self.config.head_dim
+            )
+        return x, cos, sin, bias
+
+
+class EveryColumnAPosition(model.Llama):
+    def embed(self, ids, mask=None, cache=None):
+        x, _, _, bias = super().embed(ids, mask, cache)
+        columns = torch.arange(ids.shape[1])[None]
+        return x, *model.rope_cos_sin(columns, self.config.head_dim, 100.0), bias
+
+
+class ScaledByDepth(model.Llama):
+    def init_weights(self, generator=None):
+        super().init_weights(generator)
+        for layer in self.layers:
+            for x in (layer.mlp.down_proj, layer.self_attn.o_proj):
+                x.weight.data *= math.sqrt(2)
+
+
+class FromStates(model.Llama):
+    """A right model that multiplies by the output matrix itself."""
+
+    def forward(self, ids, mask=None, cache=None):
+        return self.hidden(ids, mask, cache) @ self.lm_head.weight.T
+
+
+class DrawsOtherwise(model.Llama):
+    """A right model that draws its matrices module by module, in another order."""
+
+    @torch.no_grad()
+    def init_weights(self, generator=None):
+        for name, module in reversed(list(self.named_modules())):
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+                back = name.endswith(("o_proj", "down_proj"))
+                std = 0.02 / math.sqrt(2 * self.config.n_layers) if back else 0.02
+                module.weight.normal_(0.0, std, generator=generator)
 
 
 class BigWeights(model.Llama):
@@ -457,6 +645,110 @@ class DefaultGenerator(model.Llama):
         super().__init__(config)
 
 
+def sample_by_counting(probs, uniforms):
+    """A right `sample`."""
+    cumulative = probs.cumsum(-1)
+    return (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(-1)
+
+
+def sample_by_bisection(probs, uniforms):
+    """A right `sample`, row by row."""
+    tokens = []
+    for row, number in zip(probs.tolist(), uniforms.tolist(), strict=True):
+        ends = list(itertools.accumulate(row))
+        tokens.append(bisect.bisect_right(ends, number * ends[-1]))
+    return torch.tensor(tokens)
+
+
+def top_p_by_loop(probs, top_p):
+    """A right `top_p_filter`, token by token."""
+    kept = torch.zeros_like(probs)
+    for row, result in zip(probs, kept, strict=True):
+        total = 0.0
+        for token in sorted(range(len(row)), key=lambda i: (-row[i].item(), i)):
+            if total < top_p:
+                result[token] = row[token]
+            total += row[token].item()
+    return kept
+
+
+def top_p_by_pairs(probs, top_p):
+    """A right `top_p_filter`, without sorting."""
+    a, b = probs[:, :, None], probs[:, None, :]  # is b before a?
+    ids = torch.arange(probs.shape[1])
+    earlier = (b > a) | ((b == a) & (ids < ids[:, None]))
+    before = (earlier * b).sum(-1)
+    return torch.where(before < top_p - 1e-6, probs, 0.0)
+
+
+def pick_from_logprobs(logits, uniforms, temperature, top_p):
+    """A right `pick`."""
+    scores = torch.log_softmax(logits.float() / (temperature if temperature else 1), -1)
+    tokens = (
+        scores.argmax(-1)
+        if temperature == 0
+        else generation.sample(generation.top_p_filter(scores.exp(), top_p), uniforms)
+    )
+    return tokens, scores[torch.arange(len(tokens)), tokens]
+
+
+def pick_row_by_row(logits, uniforms, temperature, top_p):
+    """A right `pick`."""
+    rows = [
+        pick_from_logprobs(a, b, temperature, top_p)
+        for a, b in zip(logits.split(1), uniforms.split(1), strict=True)
+    ]
+    return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+
+
+def generates(pick=pick_from_logprobs, columns=False):
+    """A right `generate`, one text at a time and without a cache."""
+
+    @torch.no_grad()
+    def f(
+        network,
+        prompts,
+        max_new_tokens,
+        temperature=1.0,
+        top_p=1.0,
+        generator=None,
+        eos_id=2,
+        pad_id=3,
+    ):
+        width = max(map(len, prompts))
+        if width + max_new_tokens > network.config.max_seq_len:
+            raise ValueError("too long")
+        shape = (len(prompts), max_new_tokens)
+        numbers = (
+            torch.rand(shape[::-1], generator=generator).T
+            if columns
+            else torch.rand(shape, generator=generator)
+        )
+        texts = []
+        for prompt, row in zip(prompts, numbers, strict=True):
+            ids, scores = list(prompt), []
+            for number in row:
+                logits = network(torch.tensor([ids]))[:, -1]
+                token, score = pick(logits, number[None], temperature, top_p)
+                ids, scores = ids + token.tolist(), scores + score.tolist()
+                if ids[-1] == eos_id:
+                    break
+            texts.append((len(prompt), ids, scores))
+        length = width + max(len(scores) for _, _, scores in texts)
+        ids = torch.full((len(prompts), length), pad_id)
+        mask, response = torch.zeros(2, *ids.shape, dtype=torch.bool)
+        logprobs = torch.zeros(ids.shape)
+        for i, (start, text, scores) in enumerate(texts):
+            first = width - start
+            ids[i, first : first + len(text)] = torch.tensor(text)
+            mask[i, first : first + len(text)] = True
+            response[i, width : width + len(scores)] = True
+            logprobs[i, width : width + len(scores)] = torch.tensor(scores)
+        return generation.Rollout(ids, mask, response, logprobs)
+
+    return f
+
+
 def sample_reaching(probs, uniforms):
     return (probs.cumsum(-1) >= uniforms[:, None]).float().argmax(-1)
 
@@ -473,6 +765,12 @@ def kept_top_p(before_rule):
     return f
 
 
+def top_p_by_value(probs, top_p):
+    kept = generation.top_p_filter(probs, top_p)
+    least = kept.where(kept > 0, 2.0).amin(-1, keepdim=True)
+    return probs.where(probs >= least, 0.0)
+
+
 def restricted_logprobs(logits, uniforms, temperature, top_p):
     probs = torch.softmax(logits / (temperature or 1.0), -1)
     kept = generation.top_p_filter(probs, top_p)
@@ -480,6 +778,24 @@ def restricted_logprobs(logits, uniforms, temperature, top_p):
     return tokens, (kept / kept.sum(-1, keepdim=True)).gather(-1, tokens[:, None])[
         :, 0
     ].log()
+
+
+def unscaled_logprobs(logits, uniforms, temperature, top_p):
+    tokens, _ = generation.pick(logits, uniforms, temperature, top_p)
+    return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+
+def staying_in_eval(network, *arguments, **named):
+    return generation.generate(network.eval(), *arguments, **named)
+
+
+def ends_all(rollout):
+    """Every row ends with the first that ends."""
+    shortest = rollout.response_mask.sum(1).min()
+    over = rollout.response_mask.cumsum(1) > shortest
+    rollout.response_mask, rollout.mask = (
+        x & ~over for x in (rollout.response_mask, rollout.mask)
+    )
 
 
 def generate_with(change):
@@ -842,6 +1158,10 @@ WRONG = [
     ("kv_cache", CountsPadding),
     ("kv_cache", OneLayerForAll),
     ("kv_cache", WritesAtTheStart),
+    ("kv_cache", ForgetsValues),
+    ("kv_cache", OneDtype),
+    ("kv_cache", ForgetsMasks),
+    ("kv_cache", CountsTheFirstRow),
     ("attention", SeesTheFuture),
     ("attention", TurnsOnlyQueries),
     ("attention", TurnsNothing),
@@ -896,7 +1216,45 @@ WRONG = [
             )
         ),
     ),
+    ("block", pass_cache(lambda cache: None)),
+    ("block", LayerZero),
+    ("block", OneNorm),
+    ("block", UsualEps),
+    ("block", DetachedStream),
     ("llama", BigWeights),
+    ("llama", llama_class(lambda self, x, *others: through(self.layers, x, *others))),
+    (
+        "llama",
+        llama_class(
+            lambda self, x, *others: self.norm(through(self.layers[1:], x, *others))
+        ),
+    ),
+    (
+        "llama",
+        llama_class(
+            lambda self, x, *others: self.norm(
+                through([*self.layers, self.layers[0]], x, *others)
+            )
+        ),
+    ),
+    (
+        "llama",
+        llama_class(
+            lambda self, x, *others: self.norm(through(self.layers[::-1], x, *others))
+        ),
+    ),
+    (
+        "llama",
+        llama_class(
+            lambda self, x, *others: self.norm(
+                through(self.layers, x, *others[:-1], None)
+            )
+        ),
+    ),
+    ("llama", SharedBlocks),
+    ("llama", UsualTheta),
+    ("llama", EveryColumnAPosition),
+    ("llama", ScaledByDepth),
     ("llama", IgnoresTheMask),
     ("llama", OneInitialStd),
     ("llama", DefaultGenerator),
@@ -904,6 +1262,8 @@ WRONG = [
     ("sample", lambda p, u: p.argmax(-1)),
     ("sample", lambda p, u: generation.sample(p, (u + 0.5) % 1)),
     ("sample", lambda p, u: generation.sample(p, u / 2)),
+    ("sample", lambda p, u: generation.sample(p[:1].expand(p.shape), u)),
+    ("sample", lambda p, u: generation.sample(p, u).float()),
     ("top_p_filter", kept_top_p(lambda ordered, top_p: ordered.cumsum(-1) <= top_p)),
     ("top_p_filter", lambda p, top_p: torch.where(p >= 1 - top_p, p, 0.0)),
     (
@@ -911,9 +1271,29 @@ WRONG = [
         altered(generation.top_p_filter, lambda p: p / p.sum(-1, keepdim=True)),
     ),
     ("top_p_filter", lambda p, top_p: p.sort(descending=True)[0]),
+    ("top_p_filter", lambda p, top_p: p.mul_(generation.top_p_filter(p, top_p) > 0)),
+    ("top_p_filter", top_p_by_value),
+    (
+        "top_p_filter",
+        lambda p, top_p: p * (generation.top_p_filter(p[:1], top_p) > 0),
+    ),
     ("pick", restricted_logprobs),
     ("pick", lambda x, u, t, p: generation.pick(x, u, 1.0, p)),
     ("pick", lambda x, u, t, p: generation.pick(x * t if t else x, u, float(t > 0), p)),
+    (
+        "pick",
+        lambda x, u, t, p: generation.pick(x[:1].expand(x.shape), u, t, p),
+    ),
+    ("pick", lambda x, u, t, p: generation.pick(x, u[:1].expand(u.shape), t, p)),
+    ("pick", lambda x, u, t, p: generation.pick(x, u, max(t, 1.0) if t else t, p)),
+    ("pick", lambda x, u, t, p: generation.pick(x, u, t, 1.0)),
+    ("pick", unscaled_logprobs),
+    ("generate", generates(columns=True)),
+    ("generate", generates(lambda x, u, t, p: pick_from_logprobs(x, u, 1.0, p))),
+    ("generate", generates(lambda x, u, t, p: pick_from_logprobs(x, u, t, 1.0))),
+    ("generate", generates(unscaled_logprobs)),
+    ("generate", staying_in_eval),
+    ("generate", generate_with(ends_all)),
     ("generate", generate_with(shift_logprobs)),
     ("generate", generate_with(without_end)),
     (
@@ -1255,3 +1635,28 @@ ALSO_RIGHT_IN_TRAINING = [
 @pytest.mark.parametrize("name, answer", ALSO_RIGHT_IN_TRAINING)
 def test_another_style_of_training_passes(name, answer):
     getattr(language, name)(answer)
+
+
+# Right answers in another style than the package's, of lesson 04.
+ALSO_RIGHT_IN_WRITING = [
+    ("block", InOneExpression),
+    ("block", OtherOrder),
+    ("llama", FromStates),
+    ("llama", DrawsOtherwise),
+    ("sample", sample_by_counting),
+    ("sample", sample_by_bisection),
+    ("top_p_filter", top_p_by_loop),
+    ("top_p_filter", top_p_by_pairs),
+    ("kv_cache", GrowsInPlace),
+    ("kv_cache", PutsByIndex),
+    ("pick", pick_from_logprobs),
+    ("pick", pick_row_by_row),
+    ("generate", generates()),
+    ("generate", generates(generation.pick)),
+]
+
+
+@pytest.mark.parametrize("name, answer", ALSO_RIGHT_IN_WRITING)
+def test_another_style_of_writing_passes(name, answer, capsys):
+    getattr(language, name)(answer)
+    assert capsys.readouterr().out.endswith(" checks passed\n")

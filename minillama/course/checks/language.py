@@ -692,55 +692,6 @@ def attend(f):
 
 
 @check
-def kv_cache(f):
-    """Check `KVCache(config, batch_size, capacity)`, the class."""
-    config = tiny_config(dim=2, n_layers=2, n_heads=1)
-    cache = f(config, 2, 5)
-    positions, mask = cache.extend(torch.tensor([[True] * 3, [False, True, True]]))
-    yield (
-        "positions count real tokens",
-        positions,
-        torch.tensor([[0, 1, 2], [0, 0, 1]]),
-        "padding shifts nothing",
-    )
-    first = torch.arange(12.0).view(2, 1, 3, 2)
-    keys, values = cache.store(0, first, -first)
-    yield (
-        "the first tokens come back",
-        torch.stack((keys, values)),
-        torch.stack((first, -first)),
-        "slots 0 .. length - 1",
-    )
-    cache.store(1, first + 50, first)
-    positions, mask = cache.extend(torch.ones(2, 1, dtype=torch.bool))
-    yield (
-        "the next token follows on in each row",
-        positions,
-        torch.tensor([[3], [2]]),
-        "add what was counted before",
-    )
-    yield (
-        "the mask remembers padding",
-        mask,
-        torch.tensor([[True] * 4, [False, True, True, True]]),
-        "keep every mask",
-    )
-    new = torch.full((2, 1, 1, 2), 9.0)
-    yield (
-        "new keys follow the old ones, in their own layer",
-        cache.store(0, new, new)[0],
-        torch.cat((first, new), 2),
-        "one row of slots per layer; write at the end",
-    )
-    yield (
-        "keys that need gradients are refused",
-        error_of(lambda: cache.store(0, new.requires_grad_(), new)),
-        RuntimeError,
-        "writing in place would break backward",
-    )
-
-
-@check
 def attention(f):
     """Check `Attention(config, layer)`, the class."""
     config = tiny_config(dim=8, n_heads=4, n_kv_heads=2)
@@ -903,29 +854,109 @@ def attention_only(f):
 # ----------------------------------------------------------------------------- 04 llama
 
 
+def randomised(module, seed=0):
+    """Return the module with every parameter, norms too, drawn anew and large."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=draw))
+    return module
+
+
+def gap(got, expected):
+    """Return the largest difference, a number that a message can show."""
+    if not isinstance(got, torch.Tensor):
+        return got
+    if got.shape != expected.shape:
+        return tuple(got.shape)
+    return (got.detach() - expected.detach()).abs().max()
+
+
+NOTHING = torch.tensor(0.0)
+
+
+def in_pieces(call, cache, x, mask, size=2):
+    """Return call(x, mask, cache) joined over pieces of `size` columns, or its error.
+
+    A cache that is not used shows as shapes that do not fit.
+    """
+    pieces = zip(x.split(size, 1), mask.split(size, 1), strict=True)
+    try:
+        with torch.no_grad():
+            return torch.cat([call(x, mask, cache) for x, mask in pieces], 1)
+    except NotImplementedError:
+        raise
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
+
+
 @check
 def block(f):
     """Check `Block(config, layer)`, the class."""
-    config = tiny_config(dim=8, ffn_dim=4)
+    config = tiny_config(dim=8, n_layers=2, ffn_dim=4, norm_eps=0.1)
     torch.manual_seed(0)
-    layer, x, bias = f(config), torch.randn(1, 3, 8), torch.zeros(1, 1, 1, 3, 3)
-    cos, sin = torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2)
-    middle = x + layer.self_attn(layer.input_layernorm(x), cos, sin, bias)
-    by_hand = middle + layer.mlp(layer.post_attention_layernorm(middle))
+    layer, x = randomised(f(config, 1)), torch.randn(2, 4, 8)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    cos, sin = model.rope_cos_sin(torch.arange(4)[None], 4)
+    bias = model.attention_bias(mask, 4)
+
+    def norm(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight
+
+    def by_hand(x):
+        read = norm(x, layer.input_layernorm.weight)
+        middle = x + layer.self_attn(read, cos, sin, bias)
+        read = norm(middle, layer.post_attention_layernorm.weight)
+        return middle + layer.mlp(read)
+
+    def with_cache(x, mask, cache):
+        positions, seen = cache.extend(mask)
+        angles = model.rope_cos_sin(positions, 4)
+        return layer(x, *angles, model.attention_bias(seen, x.shape[1]), cache)
+
     yield (
-        "two residual steps, each normed first",
-        layer(x, cos, sin, bias),
-        by_hand,
-        "x + attention(norm(x)), then x + mlp(norm(x)) on the new x",
+        "its parts",
+        sorted(name for name, _ in layer.named_children()),
+        ["input_layernorm", "mlp", "post_attention_layernorm", "self_attn"],
+        "Hugging Face's names, so that its weights fit",
+    )
+    yield (
+        "how far it is from two residual steps, each normed first",
+        gap(layer(x, cos, sin, bias), by_hand(x)),
+        NOTHING,
+        "x + attention(norm(x)), then x + mlp(norm(x)) on the new x; two norms, each "
+        "with norm_eps",
+    )
+    yield (
+        "how far its gradient is from theirs",
+        gap(
+            gradient(lambda x: layer(x, cos, sin, bias), x),
+            gradient(by_hand, x),
+        ),
+        NOTHING,
+        "detach nothing",
+    )
+    cache = model.KVCache(config, 2, 4)
+    yield (
+        "how far a text read in pieces, with a cache, is from one read at once",
+        gap(in_pieces(with_cache, cache, x, mask), layer(x, cos, sin, bias)),
+        NOTHING,
+        "pass the cache to attention",
+    )
+    yield (
+        "which layers of the cache it filled",
+        [i for i in range(2) if cache.keys[i].abs().sum() > 0],
+        [1],
+        "give attention the layer's number",
     )
     with torch.no_grad():
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
     yield (
-        "with both outputs at 0 nothing changes",
-        layer(x, cos, sin, bias),
-        x,
-        "the residual stream is not normed itself",
+        "how far x moves with both outputs at 0",
+        gap(layer(x, cos, sin, bias), x),
+        NOTHING,
+        "the residual stream itself is not normed",
     )
     yield (
         "parameters of a block",
@@ -939,49 +970,101 @@ def block(f):
 def llama(f):
     """Check `Llama(config, generator)`, the class."""
     config = tiny_config(
-        vocab_size=50, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48
+        vocab_size=50,
+        dim=64,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_dim=48,
+        rope_theta=100.0,
+        norm_eps=0.1,
     )
     network = f(config, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     logits = network(ids)
     yield ("logits for each position", tuple(logits.shape), (1, 5, 50), "(B, T, V)")
     yield (
-        "a new model guesses blindly",
-        (logits.log_softmax(-1) + math.log(50)).abs().max().item() < 1,
-        True,
-        (
-            "weights of std 0.02 give logits near 0, so every token is about as "
-            "likely, 1 in 50"
+        "the first loss, in units of ln 50",
+        round(-logits.log_softmax(-1).mean().item() / math.log(50), 1),
+        1.0,
+        "weights of std 0.02 give logits near 0, so every token is about as likely",
+    )
+    last = network.layers[2]
+    usual = (network.embed_tokens, network.lm_head, last.self_attn.q_proj)
+    back = (last.self_attn.o_proj, last.mlp.down_proj)
+    yield (
+        "std of embedding, head and queries, in units of 0.02",
+        [round(x.weight.std().item() / 0.02, 1) for x in usual],
+        [1.0, 1.0, 1.0],
+        "draw every matrix with std 0.02",
+    )
+    yield (
+        "std of o_proj and down_proj, in units of 0.02 / sqrt(6)",
+        [round(x.weight.std().item() / 0.02 * math.sqrt(6), 1) for x in back],
+        [1.0, 1.0],
+        "what writes into the stream starts at 0.02 / sqrt(2 n_layers)",
+    )
+    yield (
+        "the same generator gives weights that differ by",
+        gap(
+            f(config, generator=torch.Generator().manual_seed(0)).lm_head.weight,
+            network.lm_head.weight,
         ),
-    )
-    wide = network.embed_tokens.weight.std().item()
-    back = network.layers[1].mlp.down_proj.weight.std().item()
-    yield (
-        "projections back into the stream start smaller",
-        1.8 < wide / back < 2.2,
-        True,
-        "0.02 / sqrt(2 n_layers)",
-    )
-    yield (
-        "the same generator gives the same weights",
-        f(config, generator=torch.Generator().manual_seed(0)).lm_head.weight,
-        network.lm_head.weight,
+        NOTHING,
         "use the generator",
     )
-    changed = network(torch.tensor([[3, 1, 4, 1, 9]]))
     yield (
-        "the past does not see the future",
-        changed[:, :4],
-        logits[:, :4],
-        "pass the bias on",
+        "its parameters",
+        sum(p.numel() for p in network.parameters()),
+        2 * 50 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 48 + 2 * 64) + 64,
+        "two tables, three blocks of their own, a last norm",
     )
-    mask = torch.tensor([[False, False] + [True] * 5, [True] * 5 + [False, False]])
-    padded = network(torch.tensor([[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0]]), mask)
+    randomised(network)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1]])
+    mask, ids = mask.bool(), torch.arange(18).view(3, 6) * 7 % 50
+
+    def by_hand():
+        cos, sin = model.rope_cos_sin(model.token_positions(mask), 16, 100.0)
+        x = network.embed_tokens.weight[ids]
+        for layer in network.layers:
+            x = layer(x, cos, sin, model.attention_bias(mask, 6))
+        x = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
+        return (x * network.norm.weight) @ network.lm_head.weight.T
+
+    expected = by_hand().detach()
+    scale = expected.abs().max()
     yield (
-        "padding on either side changes nothing",
-        torch.stack((padded[0, 2:], padded[1, :5])),
-        torch.cat((logits, logits)),
-        "positions and bias both come from the mask",
+        "how far it is from table, blocks, norm and matrix by hand, at real tokens",
+        gap(network(ids, mask)[mask] / scale, expected[mask] / scale),
+        NOTHING,
+        "each block once and in order, the last norm, positions and bias from the "
+        "mask, rope_theta and norm_eps from config",
+    )
+    yield (
+        "how far no mask is from a mask of ones",
+        gap(network(ids) / scale, network(ids, torch.ones_like(mask)) / scale),
+        NOTHING,
+        "without a mask all tokens are real",
+    )
+
+    def at_real_tokens(ids, mask, cache):
+        return network(ids, mask, cache) * mask[..., None] / scale
+
+    cache = model.KVCache(config, 3, 6)
+    yield (
+        "how far a batch read in pieces, with a cache, is from one read at once",
+        gap(
+            in_pieces(at_real_tokens, cache, ids, mask),
+            expected * mask[..., None] / scale,
+        ),
+        NOTHING,
+        "extend the cache once and pass it to every block",
+    )
+    yield (
+        "how far hidden is from what the output matrix reads",
+        gap(network.lm_head(network.hidden(ids, mask)), network(ids, mask)),
+        NOTHING,
+        "hidden ends after the last norm",
     )
     tied = f(dataclasses.replace(config, tie_embeddings=True))
     yield (
@@ -1007,6 +1090,18 @@ def sample(f):
         f(probs, torch.tensor([0.0, 0.05, 0.11, 0.299, 0.31])),
         torch.tensor([0, 0, 1, 1, 2]),
         "the cumulative sums are .1, .3, 1: the first that exceeds the number",
+    )
+    yield (
+        "each row by its own probabilities",
+        f(torch.tensor([[0.1, 0.9], [0.9, 0.1]]), torch.tensor([0.5, 0.5])),
+        torch.tensor([1, 0]),
+        "sum along the last dimension",
+    )
+    yield (
+        "ids are of type",
+        str(f(probs, torch.full((5,), 0.5)).dtype),
+        "torch.int64",
+        "a token id is an int64",
     )
     yield (
         "probabilities need not sum to 1",
@@ -1039,15 +1134,17 @@ def sample(f):
 def top_p_filter(f):
     """Check `top_p_filter(probs, top_p)`."""
     probs = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
+    given = probs.clone()
     yield (
         "0.7 needs two tokens",
-        f(probs, 0.7),
+        f(given, 0.7),
         torch.tensor([[0.0, 0.5, 0.0, 0.3]]),
         (
             "keep a token if those before it sum to less than top_p: the one that "
             "crosses it stays"
         ),
     )
+    yield ("the argument stays as it was", given, probs, "write into a new tensor")
     yield (
         "0.9 needs three",
         f(probs, 0.9),
@@ -1062,6 +1159,12 @@ def top_p_filter(f):
     )
     yield ("1 keeps all", f(probs, 1.0), probs, "nothing is cut")
     yield (
+        "of equal tokens the lower ids stay",
+        f(torch.full((1, 4), 0.25), 0.5),
+        torch.tensor([[0.25, 0.25, 0.0, 0.0]]),
+        "sort stably, and cut by place in the order, not by probability",
+    )
+    yield (
         "rows by themselves",
         f(torch.cat((probs, probs.flip(1))), 0.6),
         torch.tensor([[0.0, 0.5, 0.0, 0.3], [0.3, 0.0, 0.5, 0.0]]),
@@ -1070,39 +1173,137 @@ def top_p_filter(f):
 
 
 @check
+def kv_cache(f):
+    """Check `KVCache(config, batch_size, capacity)`, the class."""
+    config = tiny_config(dim=2, n_layers=2, n_heads=1)
+    cache = f(config, 2, 5)
+    positions, mask = cache.extend(torch.tensor([[True] * 3, [False, True, True]]))
+    yield (
+        "positions count real tokens",
+        positions,
+        torch.tensor([[0, 1, 2], [0, 0, 1]]),
+        "padding shifts nothing",
+    )
+    first = torch.arange(12.0).view(2, 1, 3, 2)
+    keys, values = cache.store(0, first, -first)
+    yield (
+        "the first tokens come back",
+        torch.stack((keys, values)),
+        torch.stack((first, -first)),
+        "slots 0 .. length - 1",
+    )
+    cache.store(1, first + 50, first)
+    positions, mask = cache.extend(torch.tensor([[True], [False]]))
+    yield (
+        "the next token follows on in each row",
+        positions,
+        torch.tensor([[3], [1]]),
+        "add what was counted before",
+    )
+    yield (
+        "the mask remembers padding",
+        mask,
+        torch.tensor([[True] * 4, [False, True, True, False]]),
+        "keep every mask",
+    )
+    new = torch.full((2, 1, 1, 2), 9.0)
+    keys, values = cache.store(0, new, 2 * new)
+    yield (
+        "new keys follow the old ones, in their own layer",
+        keys,
+        torch.cat((first, new), 2),
+        "one row of slots per layer; write at the end",
+    )
+    yield (
+        "and so do values",
+        values,
+        torch.cat((-first, 2 * new), 2),
+        "write the values where the keys are written",
+    )
+    yield (
+        "the other layer is as it was",
+        cache.store(1, new, new)[0],
+        torch.cat((first + 50, new), 2),
+        "write into one layer only",
+    )
+    yield (
+        "after padding a row's count goes on",
+        cache.extend(torch.ones(2, 1, dtype=torch.bool))[0],
+        torch.tensor([[4], [2]]),
+        "count real tokens only",
+    )
+    yield (
+        "a sixth token has no room",
+        error_of(lambda: cache.extend(torch.ones(2, 1, dtype=torch.bool))),
+        ValueError,
+        "capacity is 5",
+    )
+    half = f(config, 1, 2, dtype=torch.float16)
+    half.extend(torch.ones(1, 1, dtype=torch.bool))
+    new = torch.ones(1, 1, 1, 2, dtype=torch.float16)
+    yield (
+        "the dtype that was asked for",
+        str(half.store(0, new, new)[0].dtype),
+        "torch.float16",
+        "pass dtype on",
+    )
+    yield (
+        "keys that need gradients are refused",
+        error_of(lambda: half.store(1, new.requires_grad_(), new)),
+        RuntimeError,
+        "writing in place would break backward",
+    )
+
+
+@check
 def pick(f):
     """Check `pick(logits, uniforms, temperature, top_p)`."""
-    # probabilities .01, .09, .9
-    logits, half = (torch.log(torch.tensor([[1.0, 9.0, 90.0]])), torch.tensor([0.05]))
+    # probabilities .01, .09, .9, and in the second row .5, .3, .2
+    logits = torch.log(torch.tensor([[1.0, 9.0, 90.0], [5.0, 3.0, 2.0]]))
+    numbers = torch.tensor([0.05, 0.9])
 
     def answer(*arguments):
-        token, logprob = f(logits, half, *arguments)
+        token, logprob = f(logits, numbers, *arguments)
         return torch.stack((token.double(), logprob.double().exp()))
+
+    def softened(temperature):
+        flat = torch.tensor([[0.01, 0.09, 0.9], [0.5, 0.3, 0.2]]) ** (1 / temperature)
+        return flat / flat.sum(1, keepdim=True)
 
     yield (
         "greedy",
         answer(0, 1.0),
-        torch.tensor([[2.0], [0.9]]),
-        "temperature 0 takes the most probable token",
+        torch.tensor([[2.0, 0.0], [0.9, 0.5]]),
+        "temperature 0 takes the most probable token, and softmax(logits) its logprob",
     )
     yield (
         "temperature 1",
         answer(1.0, 1.0),
-        torch.tensor([[1.0], [0.09]]),
-        "0.05 falls between .01 and .1",
+        torch.tensor([[1.0, 2.0], [0.09, 0.2]]),
+        "0.05 falls between .01 and .1, 0.9 between .8 and 1",
     )
-    flat = torch.tensor([1.0, 3.0, math.sqrt(90)])
-    yield (
-        "temperature 2",
-        answer(2.0, 1.0),
-        torch.tensor([[0.0], [(flat / flat.sum())[0]]]),
-        "divide the logits by it",
-    )
+    for temperature, tokens in ((2.0, (0, 2)), (0.5, (2, 2))):
+        probs = softened(temperature)
+        yield (
+            f"temperature {temperature}",
+            answer(temperature, 1.0),
+            torch.stack(
+                (torch.tensor(tokens), probs[[0, 1], list(tokens)]),
+            ),
+            "divide the logits by it, for the draw and for the logprob",
+        )
     yield (
         "top-p changes the draw, not the logprob",
-        answer(1.0, 0.9),
-        torch.tensor([[2.0], [0.9]]),
+        answer(1.0, 0.8),
+        torch.tensor([[2.0, 1.0], [0.9, 0.3]]),
         "the logprob is that of the whole distribution",
+    )
+    half = f(logits.bfloat16(), numbers, 1.0, 1.0)[1]
+    yield (
+        "logprobs of bfloat16 logits are of type",
+        str(half.dtype),
+        "torch.float32",
+        "make float32 of the logits before the softmax",
     )
 
 
@@ -1111,6 +1312,19 @@ def generate(f):
     """Check `generate(model, prompts, max_new_tokens, ...)`."""
     network = tiny_llama()
     prompts = [[1, 5, 7, 9], [1, 6]]
+
+    def drawn(prompts, seed=3, **others):
+        draw = torch.Generator().manual_seed(seed)
+        return f(network, prompts, 6, generator=draw, **others)
+
+    def answer(rollout, row=0):
+        return rollout.ids[row][rollout.response_mask[row]].tolist()
+
+    def logprobs(ids, start, temperature=1.0):
+        logits = network(torch.tensor([ids]))[0] / temperature
+        scored = torch.log_softmax(logits.detach(), -1)
+        return torch.stack([scored[t - 1, ids[t]] for t in range(start, len(ids))])
+
     rollout = f(network, prompts, 6, temperature=0, eos_id=None)
     for i, prompt in enumerate(prompts):
         ids = list(prompt)
@@ -1122,34 +1336,86 @@ def generate(f):
             ids,
             "pad on the left, and give the mask to the model",
         )
-        logprobs = torch.log_softmax(network(torch.tensor([ids]))[0], -1)
-        expected = torch.stack(
-            [logprobs[t - 1, ids[t]] for t in range(len(prompt), len(ids))]
-        )
         yield (
             f"log-probabilities, prompt {i}",
             rollout.logprobs[i][rollout.response_mask[i]],
-            expected,
+            logprobs(ids, len(prompt)),
             "of each token given what precedes it",
         )
-    last = rollout.ids[0, -6:].tolist()
+    yield (
+        "what the mask of responses leaves out",
+        (rollout.ids[:, :4] * rollout.mask[:, :4]).tolist(),
+        [[1, 5, 7, 9], [0, 0, 1, 6]],
+        "padding, then the prompt; responses start in one column",
+    )
+    yield (
+        "log-probabilities outside the response",
+        rollout.logprobs[~rollout.response_mask].abs().sum(),
+        NOTHING,
+        "0 there",
+    )
+    last = answer(rollout)
     stop = last[2]
-    ended = f(network, prompts[:1], 6, temperature=0, eos_id=stop)
+    ended = f(network, prompts, 6, temperature=0, eos_id=stop)
     yield (
         "the end token ends the response and belongs to it",
-        ended.ids[0][ended.response_mask[0]].tolist(),
+        answer(ended),
         last[: last.index(stop) + 1],
         "keep it, then stop",
     )
-    drawn = [
-        f(network, prompts, 6, generator=torch.Generator().manual_seed(3)).ids
-        for _ in range(2)
-    ]
     yield (
-        "the same generator, the same text",
-        drawn[0],
-        drawn[1],
+        "real tokens after the end, in any row",
+        int((ended.mask & ~ended.response_mask)[:, 4:].sum()),
+        0,
+        "mask is False after the end",
+    )
+    yield (
+        "the other row goes on as if alone",
+        answer(ended, 1),
+        answer(f(network, prompts[1:], 6, temperature=0, eos_id=stop)),
+        "a row that has ended ends no other",
+    )
+    seeds = range(8)
+    texts = [answer(drawn(prompts, seed, eos_id=None)) for seed in seeds]
+    torch.manual_seed(1)
+    yield (
+        "the same generators, the same texts",
+        [answer(drawn(prompts, seed, eos_id=None)) for seed in seeds],
+        texts,
         "draw from the generator that was given",
+    )
+    yield (
+        "other generators, other texts",
+        len({tuple(text) for text in texts}) > 1,
+        True,
+        "temperature is 1 unless another is given",
+    )
+    yield (
+        "a sampled text beside another prompt and alone",
+        texts,
+        [answer(drawn(prompts[:1], seed, eos_id=None)) for seed in seeds],
+        "draw the numbers beforehand, row by row",
+    )
+    hot = drawn(prompts, temperature=2.5, eos_id=None)
+    yield (
+        "log-probabilities at temperature 2.5",
+        hot.logprobs[0][hot.response_mask[0]],
+        logprobs(prompts[0] + answer(hot), 4, 2.5),
+        "those of softmax(logits / temperature)",
+    )
+    yield (
+        "a top-p of 0.01 leaves the most probable token",
+        answer(drawn(prompts, top_p=0.01, eos_id=None)),
+        last,
+        "pass top_p on",
+    )
+    network.train()
+    gentle = f(network, prompts, 2)
+    yield (
+        "training mode comes back; log-probabilities need no gradient",
+        (network.training, gentle.logprobs.requires_grad),
+        (True, False),
+        "eval mode and no gradients inside only",
     )
     yield (
         "a prompt too long is refused",
