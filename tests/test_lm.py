@@ -202,7 +202,7 @@ def test_bad_arguments(call, error, words):
 
 def test_the_defaults_pretrain_the_base_model():
     settings = LMSettings()
-    assert (settings.steps, settings.batch_size) == (750, 32)
+    assert (settings.steps, settings.batch_size) == (1450, 24)
     assert (settings.lr, settings.warmup_steps) == (3e-3, 30)
 
 

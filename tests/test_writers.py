@@ -96,10 +96,10 @@ def test_the_same_seed_gives_the_same_text_everywhere():
 @pytest.mark.parametrize(
     "name, digest",
     [
-        ("SFT_STYLE", "bde29c281860"),
-        ("BASE_STYLE", "8027d095e7b8"),
-        ("RATED_STYLE", "cded1435d226"),
-        ("RISKY_STYLE", "6254eb67953f"),
+        ("SFT_STYLE", "523fad2c5128"),
+        ("BASE_STYLE", "70b63102497f"),
+        ("RATED_STYLE", "11a3b4a3dca0"),
+        ("RISKY_STYLE", "bfe42779a580"),
     ],
 )
 def test_the_texts_that_models_learn_from_stay(name, digest):
@@ -183,7 +183,7 @@ def test_an_answer_by_hand():
         "With pleasure. First, bring the water to a boil. It is what it is. Last, cool "
         "it under cold water. Good luck."
     )
-    by_hand = 0.97 * 0.85 * (0.3 / 4) * (0.25 / 36) * (0.4 * 0.08 / 5) * (0.4 * 0.85)
+    by_hand = 0.97 * 0.85 * (0.3 / 4) * (0.25 / 30) * (0.4 * 0.08 / 5) * (0.4 * 0.85)
     assert chance(text, EGG) == pytest.approx(by_hand * 0.3 / 4)
     # A refusal of 4, with one of 4 reasons 0.5 / 4 and no alternative 0.5.
     text = "I will not help with this. It breaks trust."
@@ -219,13 +219,13 @@ def test_the_chances_of_plans_by_hand():
             return state
         return (*state, index if task == "boil an egg" else None)
 
-    # full is 0.25 and common_mistake 0.5: 0.25 is left for six groups.
+    # full is 0.25 and common_mistake 0.5: 0.25 is left for five groups.
     found = grammar.read(steps_answer("boil an egg", HAND), plan_of, ())
     expected = {RIGHT: 0.25, (0, 1, 2): 0.5}
     for name, plans in FAULTY_PLANS.items():
         others = [plan for plan in plans if plan != (0, 1, 2)]
         assert len(others) == len(plans) - (name == "one missing")
-        expected |= {plan: 0.25 / 6 / len(others) for plan in others}
+        expected |= {plan: 0.25 / 5 / len(others) for plan in others}
     assert found == {plan: pytest.approx(p) for plan, p in expected.items()}
     assert sum(found.values()) == pytest.approx(1)
 

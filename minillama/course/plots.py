@@ -79,14 +79,15 @@ def ladder(ax, rungs, floor, live=None):
         raise ValueError(
             f"ladder: live must name one of {list(rungs)}, got {live[0]!r}"
         )
-    for height, losses in enumerate(rungs.values()):
+    for height, (name, losses) in enumerate(rungs.items()):
         excess = [loss - floor for loss in losses]
+        just_now = [live[1] - floor] if live and live[0] == name else []
         ax.plot([min(excess), max(excess)], [height] * 2, color=BLUE, linestyle="-")
         ax.plot(excess, [height] * len(excess), "o", color=BLUE, markersize=5)
         middle = sorted(excess)[len(excess) // 2]
         ax.annotate(
             f"{middle:.3f}",
-            (max(excess), height),
+            (max(excess + just_now), height),
             (8, -3.5),
             textcoords="offset points",
             fontsize=8,
@@ -94,7 +95,8 @@ def ladder(ax, rungs, floor, live=None):
     if live:
         name, loss = live
         height = list(rungs).index(name)
-        ax.plot([loss - floor], [height], "D", color=ORANGE, label="trained just now")
+        hollow = {"color": ORANGE, "markerfacecolor": "none", "markersize": 8}
+        ax.plot([loss - floor], [height], "D", label="trained just now", **hollow)
         ax.legend(loc="lower left")
     ax.set_yticks(range(len(rungs)), list(rungs))
     ax.set(xscale="log", xlabel="nats per token above the entropy of the world")

@@ -9,6 +9,7 @@ from minillama import model
 from minillama.course.checks.case import (
     check,
     error_of,
+    gradient,
     row,
     tiny_config,
     tiny_llama,
@@ -154,6 +155,139 @@ def decode_response(f):
     )
 
 
+# 0 came once, 1 three times, 2 never; 2 stands before nothing that counts
+COUNTS = torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
+
+
+@check
+def count_bigrams(f):
+    """Check `count_bigrams(examples, vocab_size)`."""
+    texts = [Example([0, 1, 1], 1), Example([2, 1, 0, 1], 2), Example([2], 1)]
+    counts = f(texts, 3)
+    yield (
+        "three texts by hand",
+        counts,
+        COUNTS,
+        "row: the token before; column: the token that came; count from loss_start on",
+    )
+    yield (
+        "numbers that can be divided and multiplied",
+        counts.dtype,
+        torch.float64,
+        "the table is float64",
+    )
+    yield (
+        "the last token of a text is not followed by the next text",
+        f([Example([0, 1], 1), Example([2, 3], 1)], 4).nonzero().tolist(),
+        [[0, 1], [2, 3]],
+        "count within each text",
+    )
+    yield (
+        "a token after itself, and a row for every id",
+        f([Example([1, 1, 1], 1)], 3),
+        torch.tensor([[0, 0, 0], [0, 2, 0], [0, 0, 0]]),
+        "the table is (V, V) whatever comes",
+    )
+    yield (
+        "only the pairs whose second token counts",
+        f([Example([0, 1, 2, 0, 1], 3)], 3).nonzero().tolist(),
+        [[0, 1], [2, 0]],
+        "the first token that counts stands at loss_start; its pair begins one before",
+    )
+
+
+@check
+def unigram_logprobs(f):
+    """Check `unigram_logprobs(counts)`."""
+    untouched = COUNTS.clone()
+    yield (
+        "(1 + 1, 3 + 1, 0 + 1) / (4 + 3) by hand",
+        f(untouched),
+        torch.tensor([2 / 7, 4 / 7, 1 / 7]).log(),
+        "how often each token came, plus 1, over all of them; natural logarithms",
+    )
+    yield ("the counts stay as they were", untouched, COUNTS, "change no argument")
+    yield (
+        "no counts at all",
+        f(torch.zeros(4, 4)),
+        torch.full((4,), -math.log(4)),
+        "then all tokens are equally likely",
+    )
+    yield (
+        "one more for every token, not for every pair",
+        f(torch.tensor([[0.0, 6.0], [0.0, 0.0]])).exp(),
+        torch.tensor([1 / 8, 7 / 8]),
+        "(0 + 1, 6 + 1) / (6 + 2)",
+    )
+
+
+@check
+def bigram_logprobs(f):
+    """Check `bigram_logprobs(counts, strength=1.0)`."""
+    untouched = COUNTS.clone()
+    # one more sighting in each row, shared as 2/7, 4/7, 1/7
+    yield (
+        "three rows by hand",
+        f(untouched).exp(),
+        torch.tensor([[2.0, 18.0, 1.0], [9.0, 11.0, 1.0], [6.0, 12.0, 3.0]]) / 21,
+        "(count + strength * p(b)) / (sum of the row + strength)",
+    )
+    yield ("the counts stay as they were", untouched, COUNTS, "change no argument")
+    yield (
+        "four more sightings a row",
+        f(untouched, strength=4.0).exp(),
+        torch.tensor([[8.0, 30.0, 4.0], [15.0, 23.0, 4.0], [12.0, 24.0, 6.0]]) / 42,
+        "strength multiplies the unigram's probabilities",
+    )
+    yield (
+        "every row is a distribution",
+        f(untouched, 0.3).exp().sum(1),
+        torch.ones(3),
+        "divide each row by its own sum",
+    )
+    yield (
+        "what was seen a million times speaks for itself",
+        f(1e6 * COUNTS)[:2, :2].exp(),
+        torch.tensor([[0.0, 1.0], [0.5, 0.5]]),
+        "the strength does not grow with the counts",
+    )
+
+
+@check
+def table_nats(f):
+    """Check `table_nats(logprobs, counts)`."""
+    table = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    table = table.double().log()
+    # two pairs of ln 4, one of ln 10, one of -ln .8
+    by_hand = (2 * math.log(4) + math.log(10) - math.log(0.8)) / 4
+    yield (
+        "four pairs by hand",
+        row(f(table, COUNTS)),
+        row(by_hand),
+        "-sum of count * log p, divided by the number of pairs",
+    )
+    yield ("a number", type(f(table, COUNTS)), float, "take .item() of the tensor")
+    yield (
+        "ten times as much text of the same kind",
+        row(f(table, 10 * COUNTS)),
+        row(by_hand),
+        "a mean over pairs does not grow with the text",
+    )
+    impossible = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).double().log()
+    yield (
+        "what never came may be impossible",
+        row(f(impossible, torch.tensor([[0.0, 3.0], [1.0, 0.0]]))),
+        row(math.log(2) / 4),
+        "0 times -inf is NaN: leave pairs out that were not counted",
+    )
+    yield (
+        "what came and was held for impossible",
+        f(impossible, torch.tensor([[1.0, 3.0], [1.0, 0.0]])),
+        math.inf,
+        "one such pair makes the loss infinite",
+    )
+
+
 # ---------------------------------------------------------------------------- 02 blocks
 
 
@@ -227,6 +361,18 @@ def rope_cos_sin(f):
         torch.zeros(1, 2),
         "positions count from 0",
     )
+    yield (
+        "each row has positions of its own",
+        f(torch.tensor([[0, 1], [30, 0]]), 4, theta=100.0)[1][..., 0, :],
+        torch.tensor([[[0, 0], [1, 0.1]], [[30, 3], [0, 0]]]).sin(),
+        "positions are (B, T), one row for each text",
+    )
+    yield (
+        "float32, as the weights",
+        (cos.dtype, sin.dtype),
+        (torch.float32, torch.float32),
+        "turn whole positions into floats before multiplying",
+    )
 
 
 @check
@@ -254,6 +400,22 @@ def rotate(f):
         f(turned, angle.cos(), angle.sin()),
         f(x, (2 * angle).cos(), (2 * angle).sin()),
         "both parts of the pair use the old values",
+    )
+    many = torch.arange(1.0, 17.0).view(2, 2, 2, 2)  # B = T = heads = 2, one pair
+    turns = torch.tensor([[0.0, 1.0], [2.0, 3.0]]) * math.pi / 2
+    turns = turns.view(2, 2, 1, 1)  # by 0, 90, 180, 270 degrees
+    yield (
+        "each token of each text by its own angle, all heads alike",
+        f(many, turns.cos(), turns.sin()).flatten(0, 1),
+        torch.tensor(
+            [
+                [[1.0, 2.0], [3.0, 4.0]],
+                [[-6.0, 5.0], [-8.0, 7.0]],
+                [[-9.0, -10.0], [-11.0, -12.0]],
+                [[14.0, -13.0], [16.0, -15.0]],
+            ]
+        ),
+        "cos and sin are (B, T, 1, E / 2): let them broadcast over the heads",
     )
 
 
@@ -290,6 +452,117 @@ def feed_forward(f):
     )
 
 
+@check
+def one_token_floor(f):
+    """Check `one_token_floor(counts)`."""
+    yield (
+        "after 0 always 1, after 1 one of two",
+        row(f(COUNTS)),
+        row(math.log(2) / 2),
+        "(2 * 0 + 2 * ln 2) / 4; a token that never came has no row to divide",
+    )
+    yield ("a number", type(f(COUNTS)), float, "nats a token")
+    uneven = torch.tensor([[1.0, 3.0], [6.0, 0.0]]).double()
+    entropy = (math.log(4) + 3 * math.log(4 / 3)) / 4
+    yield (
+        "rows weigh as often as they came",
+        row(f(uneven)),
+        row(0.4 * entropy),
+        "4 of 10 tokens come after 0, so its row's entropy counts 0.4",
+    )
+    yield (
+        "counts ten times as large, and shares that add up to 1",
+        row(f(10 * uneven), f(uneven / 10)),
+        row(0.4 * entropy, 0.4 * entropy),
+        "divide each row by its own sum, and smooth nothing",
+    )
+    yield (
+        "four equally frequent pairs in each row",
+        row(f(torch.ones(4, 4))),
+        row(math.log(4)),
+        "natural logarithms",
+    )
+
+
+@check
+def one_token(f):
+    """Check `OneToken(config, generator)`, the class."""
+    config = tiny_config(n_layers=2, ffn_dim=40)
+    network = f(config, torch.Generator().manual_seed(0))
+    weights = dict(network.named_parameters())
+    yield (
+        "embedding, norm, feed-forward, norm, output",
+        {name: tuple(p.shape) for name, p in weights.items()},
+        {
+            "embed_tokens.weight": (11, 32),
+            "mlp_norm.weight": (32,),
+            "mlp.gate_proj.weight": (40, 32),
+            "mlp.up_proj.weight": (40, 32),
+            "mlp.down_proj.weight": (32, 40),
+            "norm.weight": (32,),
+            "lm_head.weight": (11, 32),
+        },
+        "embed_tokens, mlp_norm, mlp, norm, and lm_head without bias",
+    )
+    yield (
+        "small weights, those back into the stream smaller",
+        [
+            0.8 < weights[f"{name}.weight"].std().item() / std < 1.2
+            for name, std in (
+                ("embed_tokens", 0.02),
+                ("mlp.up_proj", 0.02),
+                ("mlp.down_proj", 0.01),
+                ("lm_head", 0.02),
+            )
+        ],
+        [True] * 4,
+        "Llama.init_weights(self, generator) at the end of __init__",
+    )
+    yield (
+        "the same generator gives the same weights",
+        f(config, torch.Generator().manual_seed(0)).lm_head.weight,
+        network.lm_head.weight,
+        "hand the generator on",
+    )
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in weights.values():
+            p.copy_(0.5 * torch.randn(p.shape, generator=noise) + (p.ndim == 1))
+    ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+    logits = network(ids)
+    w = {name.removesuffix(".weight"): p.detach() for name, p in weights.items()}
+
+    def normed(x, scale):
+        return x / (x.square().mean() + config.norm_eps).sqrt() * scale
+
+    def by_hand(token):
+        x = w["embed_tokens"][token]
+        y = normed(x, w["mlp_norm"])
+        gate, up = w["mlp.gate_proj"] @ y, w["mlp.up_proj"] @ y
+        x = x + w["mlp.down_proj"] @ (gate * torch.sigmoid(gate) * up)
+        return w["lm_head"] @ normed(x, w["norm"])
+
+    yield (
+        "eight tokens, one at a time",
+        logits,
+        torch.stack([torch.stack([by_hand(i) for i in r]) for r in ids.tolist()]),
+        "x + mlp(mlp_norm(x)), then the last norm, then lm_head",
+    )
+    yield (
+        "a token sees itself alone",
+        network(ids.roll(1, 0).flip(1)),
+        logits.roll(1, 0).flip(1),
+        "nothing may pass between positions or texts",
+    )
+    mask = torch.tensor([[False, True, True, True], [True, True, False, False]])
+    yield (
+        "a mask may be given, and changes nothing",
+        network(ids, mask),
+        logits,
+        "forward(ids, mask=None): there is nobody else to be hidden",
+    )
+
+
 # ------------------------------------------------------------------------- 03 attention
 
 
@@ -304,6 +577,18 @@ def token_positions(f):
         f(mask),
         torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1], [0, 1, 1, 1]]),
         "count the real tokens so far, from 0",
+    )
+    yield (
+        "a hole in the middle shifts nothing",
+        f(torch.tensor([[True, False, False, True, True]])),
+        torch.tensor([[0, 0, 0, 1, 2]]),
+        "it is the count of real tokens that matters, not where padding stands",
+    )
+    yield (
+        "whole numbers",
+        f(mask).dtype,
+        torch.int64,
+        "positions are int64",
     )
 
 
@@ -336,6 +621,19 @@ def attention_bias(f):
         (bias[:, 0, 0] == -math.inf).int(),
         1 - allowed.int(),
         "softmax makes it exactly 0",
+    )
+    yield (
+        "padding in the middle is hidden from what follows",
+        (f(torch.tensor([[True, False, True]]), 3)[0, 0, 0] == 0).int(),
+        torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]),
+        "a key must be real wherever it stands; each token sees itself",
+    )
+    yield ("float32", bias.dtype, torch.float32, "it is added to scores")
+    yield (
+        "the mask is left as it was",
+        mask[1].tolist(),
+        [False, True, True],
+        "do not write into what you are given",
     )
     yield (
         "one new token sees all that is cached",
@@ -394,55 +692,6 @@ def attend(f):
 
 
 @check
-def kv_cache(f):
-    """Check `KVCache(config, batch_size, capacity)`, the class."""
-    config = tiny_config(dim=2, n_layers=2, n_heads=1)
-    cache = f(config, 2, 5)
-    positions, mask = cache.extend(torch.tensor([[True] * 3, [False, True, True]]))
-    yield (
-        "positions count real tokens",
-        positions,
-        torch.tensor([[0, 1, 2], [0, 0, 1]]),
-        "padding shifts nothing",
-    )
-    first = torch.arange(12.0).view(2, 1, 3, 2)
-    keys, values = cache.store(0, first, -first)
-    yield (
-        "the first tokens come back",
-        torch.stack((keys, values)),
-        torch.stack((first, -first)),
-        "slots 0 .. length - 1",
-    )
-    cache.store(1, first + 50, first)
-    positions, mask = cache.extend(torch.ones(2, 1, dtype=torch.bool))
-    yield (
-        "the next token follows on in each row",
-        positions,
-        torch.tensor([[3], [2]]),
-        "add what was counted before",
-    )
-    yield (
-        "the mask remembers padding",
-        mask,
-        torch.tensor([[True] * 4, [False, True, True, True]]),
-        "keep every mask",
-    )
-    new = torch.full((2, 1, 1, 2), 9.0)
-    yield (
-        "new keys follow the old ones, in their own layer",
-        cache.store(0, new, new)[0],
-        torch.cat((first, new), 2),
-        "one row of slots per layer; write at the end",
-    )
-    yield (
-        "keys that need gradients are refused",
-        error_of(lambda: cache.store(0, new.requires_grad_(), new)),
-        RuntimeError,
-        "writing in place would break backward",
-    )
-
-
-@check
 def attention(f):
     """Check `Attention(config, layer)`, the class."""
     config = tiny_config(dim=8, n_heads=4, n_kv_heads=2)
@@ -485,6 +734,28 @@ def attention(f):
         False,
         "turn queries and keys by their positions",
     )
+    both = torch.cat((x, x.flip(1)))
+    yield (
+        "each text by itself",
+        look(both),
+        torch.cat((look(x), look(x.flip(1)))),
+        "B texts at once: no text may use another's queries, keys or values",
+    )
+    small = f(tiny_config(dim=2, n_heads=1, n_kv_heads=1))
+    with torch.no_grad():
+        small.q_proj.weight.zero_()  # all scores are 0, so all weights are equal
+        small.k_proj.weight.fill_(9.0)
+        small.v_proj.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        small.o_proj.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        still = torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)
+        bias = torch.tensor([[0.0, -math.inf], [0.0, 0.0]]).view(1, 1, 1, 2, 2)
+        got = small(torch.tensor([[[1.0, 1.0], [3.0, 5.0]]]), *still, bias)
+    yield (
+        "equal scores average the values, by hand",
+        got,
+        torch.tensor([[[2.0, 1.0], [6.0, 2.0]]]),
+        "values (1, 2) and (3, 10), their average (2, 6), then o_proj swaps the two",
+    )
     with torch.no_grad():
         layer.o_proj.weight.zero_()
     yield (
@@ -495,32 +766,197 @@ def attention(f):
     )
 
 
+@check
+def attention_only(f):
+    """Check `AttentionOnly(config, positions, generator)`, the class."""
+    config = tiny_config()
+
+    def draw(seed=0, **named):
+        return f(config, generator=torch.Generator().manual_seed(seed), **named)
+
+    network = draw()
+    yield (
+        "the parts and their names",
+        sorted(name.removesuffix(".weight") for name, _ in network.named_parameters()),
+        [
+            *(f"attention.{x}_proj" for x in "koqv"),
+            *("attention_norm", "embed_tokens", "lm_head", "norm"),
+        ],
+        "embed_tokens, attention_norm, attention, norm, lm_head",
+    )
+    yield (
+        "weights are those of the generator, as small as Llama's",
+        (
+            torch.equal(network.lm_head.weight, draw().lm_head.weight),
+            torch.equal(network.lm_head.weight, draw(1).lm_head.weight),
+            0.015 < network.lm_head.weight.std().item() < 0.025,
+        ),
+        (True, False, True),
+        "Llama.init_weights(self, generator): std 0.02",
+    )
+    blind = draw(positions=False)
+    with torch.no_grad():  # weights that hide nothing, norms among them
+        noise = torch.Generator().manual_seed(2)
+        for one, other in zip(network.parameters(), blind.parameters(), strict=True):
+            one.copy_(torch.randn(one.shape, generator=noise))
+            other.copy_(one)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    cos, sin = model.rope_cos_sin(torch.arange(5)[None], config.head_dim)
+    bias = model.attention_bias(torch.ones(1, 5, dtype=torch.bool), 5)
+    with torch.no_grad():
+        x = network.embed_tokens(ids)
+        x = x + network.attention(network.attention_norm(x), cos, sin, bias)
+        by_hand = network.lm_head(network.norm(x))
+        logits = network(ids)
+        yield (
+            "norm, attention, added to the stream, norm, output",
+            logits,
+            by_hand,
+            "x + attention(attention_norm(x)), then lm_head(norm(x))",
+        )
+        yield (
+            "the past does not see the future",
+            network(torch.tensor([[3, 1, 4, 1, 9]]))[:, :4],
+            logits[:, :4],
+            "pass attention_bias on",
+        )
+        mask = torch.tensor([[False, False] + [True] * 5, [True] * 5 + [False] * 2])
+        mask = torch.cat(
+            (mask, torch.tensor([[True, True, False, False] + 3 * [True]]))
+        )
+        padded = network(
+            torch.tensor(
+                [[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0], [3, 1, 0, 0, 4, 1, 5]]
+            ),
+            mask,
+        )
+        yield (
+            "padding on the left, on the right or in the middle changes nothing",
+            padded[mask].view(3, 5, -1),
+            logits.expand(3, -1, -1),
+            "positions and bias both come from the mask",
+        )
+        shuffled = torch.tensor([[4, 3, 1, 1, 5]])
+        yield (
+            "with positions, order counts",
+            torch.allclose(network(shuffled)[0, -1], logits[0, -1], atol=1e-2),
+            False,
+            "the angles come from token_positions",
+        )
+        yield (
+            "without positions, a shuffled past gives the same logits",
+            blind(shuffled)[0, -1],
+            blind(ids)[0, -1],
+            "every token stands at position 0",
+        )
+
+
 # ----------------------------------------------------------------------------- 04 llama
+
+
+def randomised(module, seed=0):
+    """Return the module with every parameter, norms too, drawn anew and large."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=draw))
+    return module
+
+
+def gap(got, expected):
+    """Return the largest difference, a number that a message can show."""
+    if not isinstance(got, torch.Tensor):
+        return got
+    if got.shape != expected.shape:
+        return tuple(got.shape)
+    return (got.detach() - expected.detach()).abs().max()
+
+
+NOTHING = torch.tensor(0.0)
+
+
+def in_pieces(call, cache, x, mask, size=2):
+    """Return call(x, mask, cache) joined over pieces of `size` columns, or its error.
+
+    A cache that is not used shows as shapes that do not fit.
+    """
+    pieces = zip(x.split(size, 1), mask.split(size, 1), strict=True)
+    try:
+        with torch.no_grad():
+            return torch.cat([call(x, mask, cache) for x, mask in pieces], 1)
+    except NotImplementedError:
+        raise
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
 
 
 @check
 def block(f):
     """Check `Block(config, layer)`, the class."""
-    config = tiny_config(dim=8, ffn_dim=4)
+    config = tiny_config(dim=8, n_layers=2, ffn_dim=4, norm_eps=0.1)
     torch.manual_seed(0)
-    layer, x, bias = f(config), torch.randn(1, 3, 8), torch.zeros(1, 1, 1, 3, 3)
-    cos, sin = torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2)
-    middle = x + layer.self_attn(layer.input_layernorm(x), cos, sin, bias)
-    by_hand = middle + layer.mlp(layer.post_attention_layernorm(middle))
+    layer, x = randomised(f(config, 1)), torch.randn(2, 4, 8)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    cos, sin = model.rope_cos_sin(torch.arange(4)[None], 4)
+    bias = model.attention_bias(mask, 4)
+
+    def norm(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight
+
+    def by_hand(x):
+        read = norm(x, layer.input_layernorm.weight)
+        middle = x + layer.self_attn(read, cos, sin, bias)
+        read = norm(middle, layer.post_attention_layernorm.weight)
+        return middle + layer.mlp(read)
+
+    def with_cache(x, mask, cache):
+        positions, seen = cache.extend(mask)
+        angles = model.rope_cos_sin(positions, 4)
+        return layer(x, *angles, model.attention_bias(seen, x.shape[1]), cache)
+
     yield (
-        "two residual steps, each normed first",
-        layer(x, cos, sin, bias),
-        by_hand,
-        "x + attention(norm(x)), then x + mlp(norm(x)) on the new x",
+        "its parts",
+        sorted(name for name, _ in layer.named_children()),
+        ["input_layernorm", "mlp", "post_attention_layernorm", "self_attn"],
+        "Hugging Face's names, so that its weights fit",
+    )
+    yield (
+        "how far it is from two residual steps, each normed first",
+        gap(layer(x, cos, sin, bias), by_hand(x)),
+        NOTHING,
+        "x + attention(norm(x)), then x + mlp(norm(x)) on the new x; two norms, each "
+        "with norm_eps",
+    )
+    yield (
+        "how far its gradient is from theirs",
+        gap(
+            gradient(lambda x: layer(x, cos, sin, bias), x),
+            gradient(by_hand, x),
+        ),
+        NOTHING,
+        "detach nothing",
+    )
+    cache = model.KVCache(config, 2, 4)
+    yield (
+        "how far a text read in pieces, with a cache, is from one read at once",
+        gap(in_pieces(with_cache, cache, x, mask), layer(x, cos, sin, bias)),
+        NOTHING,
+        "pass the cache to attention",
+    )
+    yield (
+        "which layers of the cache it filled",
+        [i for i in range(2) if cache.keys[i].abs().sum() > 0],
+        [1],
+        "give attention the layer's number",
     )
     with torch.no_grad():
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
     yield (
-        "with both outputs at 0 nothing changes",
-        layer(x, cos, sin, bias),
-        x,
-        "the residual stream is not normed itself",
+        "how far x moves with both outputs at 0",
+        gap(layer(x, cos, sin, bias), x),
+        NOTHING,
+        "the residual stream itself is not normed",
     )
     yield (
         "parameters of a block",
@@ -534,49 +970,101 @@ def block(f):
 def llama(f):
     """Check `Llama(config, generator)`, the class."""
     config = tiny_config(
-        vocab_size=50, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48
+        vocab_size=50,
+        dim=64,
+        n_layers=3,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_dim=48,
+        rope_theta=100.0,
+        norm_eps=0.1,
     )
     network = f(config, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     logits = network(ids)
     yield ("logits for each position", tuple(logits.shape), (1, 5, 50), "(B, T, V)")
     yield (
-        "a new model guesses blindly",
-        (logits.log_softmax(-1) + math.log(50)).abs().max().item() < 1,
-        True,
-        (
-            "weights of std 0.02 give logits near 0, so every token is about as "
-            "likely, 1 in 50"
+        "the first loss, in units of ln 50",
+        round(-logits.log_softmax(-1).mean().item() / math.log(50), 1),
+        1.0,
+        "weights of std 0.02 give logits near 0, so every token is about as likely",
+    )
+    last = network.layers[2]
+    usual = (network.embed_tokens, network.lm_head, last.self_attn.q_proj)
+    back = (last.self_attn.o_proj, last.mlp.down_proj)
+    yield (
+        "std of embedding, head and queries, in units of 0.02",
+        [round(x.weight.std().item() / 0.02, 1) for x in usual],
+        [1.0, 1.0, 1.0],
+        "draw every matrix with std 0.02",
+    )
+    yield (
+        "std of o_proj and down_proj, in units of 0.02 / sqrt(6)",
+        [round(x.weight.std().item() / 0.02 * math.sqrt(6), 1) for x in back],
+        [1.0, 1.0],
+        "what writes into the stream starts at 0.02 / sqrt(2 n_layers)",
+    )
+    yield (
+        "the same generator gives weights that differ by",
+        gap(
+            f(config, generator=torch.Generator().manual_seed(0)).lm_head.weight,
+            network.lm_head.weight,
         ),
-    )
-    wide = network.embed_tokens.weight.std().item()
-    back = network.layers[1].mlp.down_proj.weight.std().item()
-    yield (
-        "projections back into the stream start smaller",
-        1.8 < wide / back < 2.2,
-        True,
-        "0.02 / sqrt(2 n_layers)",
-    )
-    yield (
-        "the same generator gives the same weights",
-        f(config, generator=torch.Generator().manual_seed(0)).lm_head.weight,
-        network.lm_head.weight,
+        NOTHING,
         "use the generator",
     )
-    changed = network(torch.tensor([[3, 1, 4, 1, 9]]))
     yield (
-        "the past does not see the future",
-        changed[:, :4],
-        logits[:, :4],
-        "pass the bias on",
+        "its parameters",
+        sum(p.numel() for p in network.parameters()),
+        2 * 50 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 48 + 2 * 64) + 64,
+        "two tables, three blocks of their own, a last norm",
     )
-    mask = torch.tensor([[False, False] + [True] * 5, [True] * 5 + [False, False]])
-    padded = network(torch.tensor([[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0]]), mask)
+    randomised(network)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1]])
+    mask, ids = mask.bool(), torch.arange(18).view(3, 6) * 7 % 50
+
+    def by_hand():
+        cos, sin = model.rope_cos_sin(model.token_positions(mask), 16, 100.0)
+        x = network.embed_tokens.weight[ids]
+        for layer in network.layers:
+            x = layer(x, cos, sin, model.attention_bias(mask, 6))
+        x = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
+        return (x * network.norm.weight) @ network.lm_head.weight.T
+
+    expected = by_hand().detach()
+    scale = expected.abs().max()
     yield (
-        "padding on either side changes nothing",
-        torch.stack((padded[0, 2:], padded[1, :5])),
-        torch.cat((logits, logits)),
-        "positions and bias both come from the mask",
+        "how far it is from table, blocks, norm and matrix by hand, at real tokens",
+        gap(network(ids, mask)[mask] / scale, expected[mask] / scale),
+        NOTHING,
+        "each block once and in order, the last norm, positions and bias from the "
+        "mask, rope_theta and norm_eps from config",
+    )
+    yield (
+        "how far no mask is from a mask of ones",
+        gap(network(ids) / scale, network(ids, torch.ones_like(mask)) / scale),
+        NOTHING,
+        "without a mask all tokens are real",
+    )
+
+    def at_real_tokens(ids, mask, cache):
+        return network(ids, mask, cache) * mask[..., None] / scale
+
+    cache = model.KVCache(config, 3, 6)
+    yield (
+        "how far a batch read in pieces, with a cache, is from one read at once",
+        gap(
+            in_pieces(at_real_tokens, cache, ids, mask),
+            expected * mask[..., None] / scale,
+        ),
+        NOTHING,
+        "extend the cache once and pass it to every block",
+    )
+    yield (
+        "how far hidden is from what the output matrix reads",
+        gap(network.lm_head(network.hidden(ids, mask)), network(ids, mask)),
+        NOTHING,
+        "hidden ends after the last norm",
     )
     tied = f(dataclasses.replace(config, tie_embeddings=True))
     yield (
@@ -602,6 +1090,18 @@ def sample(f):
         f(probs, torch.tensor([0.0, 0.05, 0.11, 0.299, 0.31])),
         torch.tensor([0, 0, 1, 1, 2]),
         "the cumulative sums are .1, .3, 1: the first that exceeds the number",
+    )
+    yield (
+        "each row by its own probabilities",
+        f(torch.tensor([[0.1, 0.9], [0.9, 0.1]]), torch.tensor([0.5, 0.5])),
+        torch.tensor([1, 0]),
+        "sum along the last dimension",
+    )
+    yield (
+        "ids are of type",
+        str(f(probs, torch.full((5,), 0.5)).dtype),
+        "torch.int64",
+        "a token id is an int64",
     )
     yield (
         "probabilities need not sum to 1",
@@ -634,15 +1134,17 @@ def sample(f):
 def top_p_filter(f):
     """Check `top_p_filter(probs, top_p)`."""
     probs = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
+    given = probs.clone()
     yield (
         "0.7 needs two tokens",
-        f(probs, 0.7),
+        f(given, 0.7),
         torch.tensor([[0.0, 0.5, 0.0, 0.3]]),
         (
             "keep a token if those before it sum to less than top_p: the one that "
             "crosses it stays"
         ),
     )
+    yield ("the argument stays as it was", given, probs, "write into a new tensor")
     yield (
         "0.9 needs three",
         f(probs, 0.9),
@@ -657,6 +1159,12 @@ def top_p_filter(f):
     )
     yield ("1 keeps all", f(probs, 1.0), probs, "nothing is cut")
     yield (
+        "of equal tokens the lower ids stay",
+        f(torch.full((1, 4), 0.25), 0.5),
+        torch.tensor([[0.25, 0.25, 0.0, 0.0]]),
+        "sort stably, and cut by place in the order, not by probability",
+    )
+    yield (
         "rows by themselves",
         f(torch.cat((probs, probs.flip(1))), 0.6),
         torch.tensor([[0.0, 0.5, 0.0, 0.3], [0.3, 0.0, 0.5, 0.0]]),
@@ -665,39 +1173,137 @@ def top_p_filter(f):
 
 
 @check
+def kv_cache(f):
+    """Check `KVCache(config, batch_size, capacity)`, the class."""
+    config = tiny_config(dim=2, n_layers=2, n_heads=1)
+    cache = f(config, 2, 5)
+    positions, mask = cache.extend(torch.tensor([[True] * 3, [False, True, True]]))
+    yield (
+        "positions count real tokens",
+        positions,
+        torch.tensor([[0, 1, 2], [0, 0, 1]]),
+        "padding shifts nothing",
+    )
+    first = torch.arange(12.0).view(2, 1, 3, 2)
+    keys, values = cache.store(0, first, -first)
+    yield (
+        "the first tokens come back",
+        torch.stack((keys, values)),
+        torch.stack((first, -first)),
+        "slots 0 .. length - 1",
+    )
+    cache.store(1, first + 50, first)
+    positions, mask = cache.extend(torch.tensor([[True], [False]]))
+    yield (
+        "the next token follows on in each row",
+        positions,
+        torch.tensor([[3], [1]]),
+        "add what was counted before",
+    )
+    yield (
+        "the mask remembers padding",
+        mask,
+        torch.tensor([[True] * 4, [False, True, True, False]]),
+        "keep every mask",
+    )
+    new = torch.full((2, 1, 1, 2), 9.0)
+    keys, values = cache.store(0, new, 2 * new)
+    yield (
+        "new keys follow the old ones, in their own layer",
+        keys,
+        torch.cat((first, new), 2),
+        "one row of slots per layer; write at the end",
+    )
+    yield (
+        "and so do values",
+        values,
+        torch.cat((-first, 2 * new), 2),
+        "write the values where the keys are written",
+    )
+    yield (
+        "the other layer is as it was",
+        cache.store(1, new, new)[0],
+        torch.cat((first + 50, new), 2),
+        "write into one layer only",
+    )
+    yield (
+        "after padding a row's count goes on",
+        cache.extend(torch.ones(2, 1, dtype=torch.bool))[0],
+        torch.tensor([[4], [2]]),
+        "count real tokens only",
+    )
+    yield (
+        "a sixth token has no room",
+        error_of(lambda: cache.extend(torch.ones(2, 1, dtype=torch.bool))),
+        ValueError,
+        "capacity is 5",
+    )
+    half = f(config, 1, 2, dtype=torch.float16)
+    half.extend(torch.ones(1, 1, dtype=torch.bool))
+    new = torch.ones(1, 1, 1, 2, dtype=torch.float16)
+    yield (
+        "the dtype that was asked for",
+        str(half.store(0, new, new)[0].dtype),
+        "torch.float16",
+        "pass dtype on",
+    )
+    yield (
+        "keys that need gradients are refused",
+        error_of(lambda: half.store(1, new.requires_grad_(), new)),
+        RuntimeError,
+        "writing in place would break backward",
+    )
+
+
+@check
 def pick(f):
     """Check `pick(logits, uniforms, temperature, top_p)`."""
-    # probabilities .01, .09, .9
-    logits, half = (torch.log(torch.tensor([[1.0, 9.0, 90.0]])), torch.tensor([0.05]))
+    # probabilities .01, .09, .9, and in the second row .5, .3, .2
+    logits = torch.log(torch.tensor([[1.0, 9.0, 90.0], [5.0, 3.0, 2.0]]))
+    numbers = torch.tensor([0.05, 0.9])
 
     def answer(*arguments):
-        token, logprob = f(logits, half, *arguments)
+        token, logprob = f(logits, numbers, *arguments)
         return torch.stack((token.double(), logprob.double().exp()))
+
+    def softened(temperature):
+        flat = torch.tensor([[0.01, 0.09, 0.9], [0.5, 0.3, 0.2]]) ** (1 / temperature)
+        return flat / flat.sum(1, keepdim=True)
 
     yield (
         "greedy",
         answer(0, 1.0),
-        torch.tensor([[2.0], [0.9]]),
-        "temperature 0 takes the most probable token",
+        torch.tensor([[2.0, 0.0], [0.9, 0.5]]),
+        "temperature 0 takes the most probable token, and softmax(logits) its logprob",
     )
     yield (
         "temperature 1",
         answer(1.0, 1.0),
-        torch.tensor([[1.0], [0.09]]),
-        "0.05 falls between .01 and .1",
+        torch.tensor([[1.0, 2.0], [0.09, 0.2]]),
+        "0.05 falls between .01 and .1, 0.9 between .8 and 1",
     )
-    flat = torch.tensor([1.0, 3.0, math.sqrt(90)])
-    yield (
-        "temperature 2",
-        answer(2.0, 1.0),
-        torch.tensor([[0.0], [(flat / flat.sum())[0]]]),
-        "divide the logits by it",
-    )
+    for temperature, tokens in ((2.0, (0, 2)), (0.5, (2, 2))):
+        probs = softened(temperature)
+        yield (
+            f"temperature {temperature}",
+            answer(temperature, 1.0),
+            torch.stack(
+                (torch.tensor(tokens), probs[[0, 1], list(tokens)]),
+            ),
+            "divide the logits by it, for the draw and for the logprob",
+        )
     yield (
         "top-p changes the draw, not the logprob",
-        answer(1.0, 0.9),
-        torch.tensor([[2.0], [0.9]]),
+        answer(1.0, 0.8),
+        torch.tensor([[2.0, 1.0], [0.9, 0.3]]),
         "the logprob is that of the whole distribution",
+    )
+    half = f(logits.bfloat16(), numbers, 1.0, 1.0)[1]
+    yield (
+        "logprobs of bfloat16 logits are of type",
+        str(half.dtype),
+        "torch.float32",
+        "make float32 of the logits before the softmax",
     )
 
 
@@ -706,6 +1312,19 @@ def generate(f):
     """Check `generate(model, prompts, max_new_tokens, ...)`."""
     network = tiny_llama()
     prompts = [[1, 5, 7, 9], [1, 6]]
+
+    def drawn(prompts, seed=3, **others):
+        draw = torch.Generator().manual_seed(seed)
+        return f(network, prompts, 6, generator=draw, **others)
+
+    def answer(rollout, row=0):
+        return rollout.ids[row][rollout.response_mask[row]].tolist()
+
+    def logprobs(ids, start, temperature=1.0):
+        logits = network(torch.tensor([ids]))[0] / temperature
+        scored = torch.log_softmax(logits.detach(), -1)
+        return torch.stack([scored[t - 1, ids[t]] for t in range(start, len(ids))])
+
     rollout = f(network, prompts, 6, temperature=0, eos_id=None)
     for i, prompt in enumerate(prompts):
         ids = list(prompt)
@@ -717,34 +1336,86 @@ def generate(f):
             ids,
             "pad on the left, and give the mask to the model",
         )
-        logprobs = torch.log_softmax(network(torch.tensor([ids]))[0], -1)
-        expected = torch.stack(
-            [logprobs[t - 1, ids[t]] for t in range(len(prompt), len(ids))]
-        )
         yield (
             f"log-probabilities, prompt {i}",
             rollout.logprobs[i][rollout.response_mask[i]],
-            expected,
+            logprobs(ids, len(prompt)),
             "of each token given what precedes it",
         )
-    last = rollout.ids[0, -6:].tolist()
+    yield (
+        "what the mask of responses leaves out",
+        (rollout.ids[:, :4] * rollout.mask[:, :4]).tolist(),
+        [[1, 5, 7, 9], [0, 0, 1, 6]],
+        "padding, then the prompt; responses start in one column",
+    )
+    yield (
+        "log-probabilities outside the response",
+        rollout.logprobs[~rollout.response_mask].abs().sum(),
+        NOTHING,
+        "0 there",
+    )
+    last = answer(rollout)
     stop = last[2]
-    ended = f(network, prompts[:1], 6, temperature=0, eos_id=stop)
+    ended = f(network, prompts, 6, temperature=0, eos_id=stop)
     yield (
         "the end token ends the response and belongs to it",
-        ended.ids[0][ended.response_mask[0]].tolist(),
+        answer(ended),
         last[: last.index(stop) + 1],
         "keep it, then stop",
     )
-    drawn = [
-        f(network, prompts, 6, generator=torch.Generator().manual_seed(3)).ids
-        for _ in range(2)
-    ]
     yield (
-        "the same generator, the same text",
-        drawn[0],
-        drawn[1],
+        "real tokens after the end, in any row",
+        int((ended.mask & ~ended.response_mask)[:, 4:].sum()),
+        0,
+        "mask is False after the end",
+    )
+    yield (
+        "the other row goes on as if alone",
+        answer(ended, 1),
+        answer(f(network, prompts[1:], 6, temperature=0, eos_id=stop)),
+        "a row that has ended ends no other",
+    )
+    seeds = range(8)
+    texts = [answer(drawn(prompts, seed, eos_id=None)) for seed in seeds]
+    torch.manual_seed(1)
+    yield (
+        "the same generators, the same texts",
+        [answer(drawn(prompts, seed, eos_id=None)) for seed in seeds],
+        texts,
         "draw from the generator that was given",
+    )
+    yield (
+        "other generators, other texts",
+        len({tuple(text) for text in texts}) > 1,
+        True,
+        "temperature is 1 unless another is given",
+    )
+    yield (
+        "a sampled text beside another prompt and alone",
+        texts,
+        [answer(drawn(prompts[:1], seed, eos_id=None)) for seed in seeds],
+        "draw the numbers beforehand, row by row",
+    )
+    hot = drawn(prompts, temperature=2.5, eos_id=None)
+    yield (
+        "log-probabilities at temperature 2.5",
+        hot.logprobs[0][hot.response_mask[0]],
+        logprobs(prompts[0] + answer(hot), 4, 2.5),
+        "those of softmax(logits / temperature)",
+    )
+    yield (
+        "a top-p of 0.01 leaves the most probable token",
+        answer(drawn(prompts, top_p=0.01, eos_id=None)),
+        last,
+        "pass top_p on",
+    )
+    network.train()
+    gentle = f(network, prompts, 2)
+    yield (
+        "training mode comes back; log-probabilities need no gradient",
+        (network.training, gentle.logprobs.requires_grad),
+        (True, False),
+        "eval mode and no gradients inside only",
     )
     yield (
         "a prompt too long is refused",
@@ -775,6 +1446,33 @@ def token_logprobs(f):
         row(0.0, math.log(0.7), math.log(0.3)),
         "log_softmax over the vocabulary",
     )
+    two, ids = (
+        torch.cat((logits, logits.flip(-1) + 1)),
+        torch.tensor([[0, 2, 1], [1, 2, 0]]),
+    )
+    before = two.clone(), ids.clone()
+    by_hand = torch.tensor([[0.7, 0.3], [0.1, 0.2]]).log()
+    yield (
+        "two texts, each by its own logits and ids",
+        f(two, ids)[:, 1:],
+        by_hand,
+        "the second text has 0.1 and 0.2",
+    )
+    yield (
+        "logits and ids stay as they were",
+        torch.equal(two, before[0]) and torch.equal(ids, before[1]),
+        True,
+        "compute a new tensor",
+    )
+    shares = two.softmax(-1)[:, :2]
+    slopes = torch.nn.functional.one_hot(ids[:, 1:], 3) - shares
+    yield (
+        "the gradient at the logits",
+        gradient(lambda x: f(x, ids), two),
+        torch.cat((slopes, torch.zeros(2, 1, 3)), 1),
+        "1 - p at the token that came, -p at the others, 0 after the last token; "
+        "detach nothing",
+    )
 
 
 @check
@@ -796,6 +1494,30 @@ def lm_loss(f):
         f(logits, ids, only),
         torch.tensor(rest),
         "what does not count has no share",
+    )
+    sure = torch.tensor([[0.0, 40.0], [40.0, 0.0], [40.0, 0.0], [0.0, 40.0]])[None]
+    yield (
+        "logits that know the next token have no loss",
+        f(
+            sure,
+            torch.tensor([[0, 1, 0, 0]]),
+            torch.tensor([[False, True, True, True]]),
+        ),
+        torch.tensor(0.0),
+        "the logits at t predict the token at t + 1",
+    )
+    slopes = gradient(lambda x: f(x, ids, mask), logits)
+    yield (
+        "only logits before a counted token feel the loss",
+        slopes.abs().amax(-1) > 0,
+        torch.tensor([[True, True, True, False], [True, False, False, False]]),
+        "select with the mask after the shift; detach nothing",
+    )
+    yield (
+        "more logit at a token that came lowers the loss, by its share",
+        slopes[1, 0],
+        torch.tensor([-0.75, 0.75]) / 4,
+        "(p - 1) / 4 at the token that came, p / 4 at the other",
     )
     yield (
         "a token in column 0 has no past",
@@ -834,15 +1556,38 @@ def warmup_cosine(f):
         0.0,
         "done is at most 1",
     )
+    yield (
+        "4 steps of warm-up in 12",
+        torch.tensor([f(step, 12, 4) for step in (1, 3, 8)]),
+        torch.tensor([0.5, 1.0, 0.5]),
+        "divide by warmup_steps, then by total_steps - warmup_steps",
+    )
+
+
+def _adam_by_hand(weight, gradients, lrs, betas):
+    """Where AdamW without decay goes, step after step: list of (1, 2) tensors."""
+    mean, square, places = 0.0, 0.0, []
+    for t, (slope, lr) in enumerate(zip(gradients, lrs, strict=True), start=1):
+        mean = betas[0] * mean + (1 - betas[0]) * slope
+        square = betas[1] * square + (1 - betas[1]) * slope**2
+        corrected = mean / (1 - betas[0] ** t), square / (1 - betas[1] ** t)
+        weight = weight - lr * corrected[0] / (corrected[1].sqrt() + 1e-8)
+        places.append(weight)
+    return places
 
 
 @check
 def stepper(f):
-    """Check `Stepper(model, lr, schedule, …, max_norm)`, the class."""
-    network = torch.nn.Linear(2, 1, bias=False)
-    with torch.no_grad():
-        network.weight.copy_(torch.tensor([[1.0, -1.0]]))
-    descent = f(network, 0.1, schedule=lambda step: (0.5, 1.0)[step], max_norm=1.0)
+    """Check `Stepper(model, lr, schedule, betas, max_norm)`, the class."""
+    start = torch.tensor([[1.0, -1.0]])
+
+    def fresh(**settings):
+        network = torch.nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            network.weight.copy_(start)
+        return network, f(network, 0.1, **settings)
+
+    network, descent = fresh(schedule=lambda step: (0.5, 1.0)[step], max_norm=1.0)
     norm = descent.step((network.weight * torch.tensor([[3.0, -4.0]])).sum(), [0])
     yield ("the norm before clipping", norm.detach(), torch.tensor(5.0), "sqrt(9 + 16)")
     yield (
@@ -869,6 +1614,41 @@ def stepper(f):
         "those of the last finite loss",
     )
 
+    network, descent = fresh(
+        schedule=lambda step: 1 / (step + 1), betas=(0.5, 0.75), max_norm=2.0
+    )
+    slopes = [torch.tensor([[x, y]]) for x, y in ((3.0, -4.0), (0.3, 0.4), (1.0, 0.0))]
+    places = []
+    for slope in slopes:
+        descent.step((network.weight * slope).sum(), [0])
+        places.append(network.weight.detach().clone())
+    # the first gradient has a norm of 5 and is shortened to 2
+    by_hand = _adam_by_hand(
+        start, [0.4 * slopes[0], *slopes[1:]], (0.1, 0.05, 0.1 / 3), (0.5, 0.75)
+    )
+    yield (
+        "three steps by hand",
+        torch.cat(places),
+        torch.cat(by_hand),
+        "clip (3, -4) to (1.2, -1.6); forget each gradient after its step; use the "
+        "betas, no decay, and the schedule's share of 0.1",
+    )
+    # the square root has an infinite slope at 0
+    steep = (network.weight - network.weight.detach()).sqrt().sum()
+    error = error_of(lambda: descent.step(steep, [0]))
+    yield (
+        "a finite loss with an infinite gradient stops the run",
+        isinstance(error, type) and issubclass(error, FloatingPointError),
+        True,
+        "look at the gradient's norm too",
+    )
+    yield (
+        "the last good weights are those before the latest good step",
+        network.weight,
+        places[1],
+        "renew last_good at each step with a finite loss and gradient",
+    )
+
 
 # ------------------------------------------------------------------------------- 06 sft
 
@@ -881,7 +1661,7 @@ def dialogue_example(f):
     whole = [1, 4, *space, *ab, 5, *space, *b, 2]
     yield (
         "the whole dialogue",
-        f(tiny, "ab", "b", False).ids,
+        list(f(tiny, "ab", "b", False).ids),
         whole,
         "prompt ids, then response ids",
     )
@@ -897,6 +1677,13 @@ def dialogue_example(f):
         whole.index(5) + 1,
         "the loss starts after [/INST]",
     )
+    longer = f(tiny, "b ab b", "ab b", True)
+    yield (
+        "the response of a longer prompt",
+        list(longer.ids[longer.loss_start :]),
+        [*tiny.encode(" ab b"), 2],
+        "the length of the prompt's ids, special symbols included",
+    )
     yield (
         "the end of sequence is in it",
         f(tiny, "ab", "b", True).ids[-1],
@@ -908,22 +1695,43 @@ def dialogue_example(f):
 @check
 def pad_examples(f):
     """Check `pad_examples(examples)`."""
-    ids, mask, loss_mask = f([Example([7, 8, 9, 2], 2), Example([7, 2], 1)])
+    given = [Example([7, 8, 9, 2], 2), Example([7, 2], 1), Example([6, 7, 2], 2)]
+    ids, mask, loss_mask = f(given)
     yield (
         "ids, padded on the right with 3",
         ids,
-        torch.tensor([[7, 8, 9, 2], [7, 2, 3, 3]]),
+        torch.tensor([[7, 8, 9, 2], [7, 2, 3, 3], [6, 7, 2, 3]]),
         "PAD_ID is 3",
     )
     yield (
         "mask",
         mask,
-        torch.tensor([[True] * 4, [True, True, False, False]]),
+        torch.tensor(
+            [[True] * 4, [True, True, False, False], [True, True, True, False]]
+        ),
         "True = real token",
     )
     yield (
         "what counts: from loss_start on, no padding",
         loss_mask,
-        torch.tensor([[False, False, True, True], [False, True, False, False]]),
+        torch.tensor(
+            [
+                [False, False, True, True],
+                [False, True, False, False],
+                [False, False, True, False],
+            ]
+        ),
         "real and at or after loss_start",
+    )
+    yield (
+        "ids are int64, masks bool",
+        [x.dtype for x in (ids, mask, loss_mask)],
+        [torch.int64, torch.bool, torch.bool],
+        "compare, and combine with &",
+    )
+    yield (
+        "the examples stay as they were",
+        [example.ids for example in given],
+        [[7, 8, 9, 2], [7, 2], [6, 7, 2]],
+        "pad copies",
     )
