@@ -44,25 +44,31 @@ class Sources:
 
     def __init__(self, texts, package="minillama"):
         """`texts`: module name -> text; "__init__" is the package itself."""
-        self.texts, self.package, self._read = texts, package, {}
+        self.texts, self.package = texts, package
+        # Each module and each place is read once, when it is first needed.
+        self._read, self._known = {}, {}
 
     def reach(self, starts):
         """Return the texts of all places that `starts` use, themselves included."""
         found, waiting = {}, list(starts)
         while waiting:
             module, name = place = waiting.pop()
-            definitions, _ = self._module(module)
             if name is None:
-                waiting += [(module, each) for each in definitions]
+                waiting += [(module, each) for each in self._module(module)[0]]
             elif place not in found:
-                statements = definitions[name]
-                found[place] = "\n".join(
-                    self._text(module, statement) for statement in statements
-                )
-                waiting.append((module, ""))
-                for statement in statements:
-                    waiting += self._used_by(module, statement)
+                found[place], used = self._place(module, name)
+                waiting += [(module, ""), *used]
         return found
+
+    def _place(self, module, name):
+        """Read a place: (its text, the places that it names)."""
+        if (module, name) not in self._known:
+            statements = self._module(module)[0][name]
+            lines = self.texts[module].splitlines()
+            text = "\n".join(_lines_of(statement, lines) for statement in statements)
+            used = [x for each in statements for x in self._used_by(module, each)]
+            self._known[module, name] = text, used
+        return self._known[module, name]
 
     def member(self, module, name):
         """Return the place of an attribute of a module, None where it is not ours."""
@@ -140,11 +146,12 @@ class Sources:
                 if place and isinstance(node, ast.Attribute):
                     passed |= set(ast.walk(node))
 
-    def _text(self, module, statement):
-        lines = self.texts[module].splitlines()
-        decorators = getattr(statement, "decorator_list", [])
-        first = min([statement.lineno, *(node.lineno for node in decorators)])
-        return "\n".join(lines[first - 1 : statement.end_lineno])
+
+def _lines_of(statement, lines):
+    """The lines of a module that hold a statement, its decorators included."""
+    decorators = getattr(statement, "decorator_list", [])
+    first = min([statement.lineno, *(node.lineno for node in decorators)])
+    return "\n".join(lines[first - 1 : statement.end_lineno])
 
 
 def _is_module(place):
