@@ -56,7 +56,11 @@ TESTS = {
     "reward_selection": ["test_reward_selection.py"],
     "sources": ["test_sources.py", "-k", "not first_import"],
     # Mutants of one builder stand in the text of another, which so reads its settings.
-    "stages": ["test_stages.py", "-k", "not which_stages and not other_code and not hangs_on"],
+    "stages": [
+        "test_stages.py",
+        "-k",
+        "not which_stages and not other_code and not hangs_on",
+    ],
     "store": ["test_store.py", "-k", "not processes and not every_process"],
     "whiten": ["test_whiten.py"],
     "world": ["test_world.py"],
