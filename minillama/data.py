@@ -1,9 +1,7 @@
-"""From texts to padded batches: examples, padding on either side, length buckets.
+"""From texts to padded batches: examples, padding on either side, batches of indices.
 
-Every loop in the course draws its batches from `length_batches`, so that texts of about
-the same length share a batch and little work goes into padding. Left out: packing
-several texts into one row (at some 35 tokens a text, buckets waste under 5 %), files on
-disk, worker processes.
+Left out: batches of texts of similar length and several texts packed into one row,
+which both need less padding; files on disk, worker processes.
 """
 
 import functools
@@ -81,37 +79,19 @@ def pad_examples(examples):
 
 
 @expects(
-    "lengths: list of int",
-    "batch_size: int >= 1, at most len(lengths)",
-    "generator: Generator",
-    "buckets: int >= 1",
+    "count: int >= 1", "batch_size: int >= 1, at most count", "generator: Generator"
 )
-def length_batches(lengths, batch_size, generator, buckets=16):
-    """Return one epoch of batches: lists of `batch_size` indices into `lengths`.
+def endless_batches(count, batch_size, generator):
+    """Yield batches without end: lists of `batch_size` indices below `count`.
 
-    The texts are shuffled, cut into groups of `buckets` batches and sorted by length
-    inside each group; the batches come in random order. The last texts of the shuffle
-    that fill no batch, whatever their length, sit this epoch out.
+    Each epoch goes through all of them in a random order of its own. The last of an
+    order, which fill no batch, sit this epoch out. Texts of one batch so differ in
+    length: batches of alike ones need less padding, but teach less (05, exercise 4).
     """
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    order = order[: len(order) - len(order) % batch_size]
-    batches, size = [], batch_size * buckets
-    for start in range(0, len(order), size):
-        group = sorted(order[start : start + size], key=lambda i: lengths[i])
-        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
-    mixed = torch.randperm(len(batches), generator=generator).tolist()
-    return [batches[i] for i in mixed]
-
-
-@expects(
-    "lengths: list of int",
-    "batch_size: int >= 1, at most len(lengths)",
-    "generator: Generator",
-)
-def endless_batches(lengths, batch_size, generator):
-    """Yield the batches of `length_batches`, epoch after epoch without end."""
     while True:
-        yield from length_batches(lengths, batch_size, generator)
+        order = torch.randperm(count, generator=generator).tolist()
+        for start in range(0, count - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
 
 
 @dataclass(frozen=True)

@@ -212,9 +212,8 @@ def train_reward_model(reward_model, groups, settings, generator, desc=None):
             "train_reward_model: reward_model must be made with keep_lm_head=True for "
             "an lm_weight above 0, got one without lm_head"
         )
-    lengths = [max(len(x) for p in g for x in (p.chosen, p.rejected)) for g in groups]
     steps = settings.epochs * (len(groups) // settings.batch_size)
-    batches = endless_batches(lengths, settings.batch_size, generator)
+    batches = endless_batches(len(groups), settings.batch_size, generator)
     stepper = Stepper(
         reward_model,
         settings.lr,

@@ -91,15 +91,15 @@ class Settings:
     # A prompt and its answer have at most this many tokens together.
     max_seq_len: int = 160
     # The base model reads this many dialogues.
-    corpus: int = 34_800
+    corpus: int = 28_800
     # Supervised fine-tuning imitates this many dialogues.
     demonstrations: int = 8_000
     # The helpfulness model learns from the compared answers to this many prompts.
-    helpfulness_prompts: int = 7_500
+    helpfulness_prompts: int = 5_500
     # The safety model learns from the compared answers to this many prompts.
-    safety_prompts: int = 800
-    # Each of those prompts has this many answers; 8 make 28 comparisons.
-    answers_per_prompt: int = 8
+    safety_prompts: int = 600
+    # Each of those prompts has this many answers; 12 make 66 comparisons.
+    answers_per_prompt: int = 12
     # Each reward model is judged on this many comparisons of fresh prompts.
     held_out_pairs: int = 4_000
     # The base model is pretrained so.
@@ -107,7 +107,7 @@ class Settings:
     # The SFT model is fine-tuned so.
     sft: LMSettings = LMSettings(steps=240, batch_size=32, lr=8e-4, warmup_steps=20)
     # The helpfulness model is trained so.
-    helpfulness: RewardSettings = RewardSettings(batch_size=8, warmup_steps=60)
+    helpfulness: RewardSettings = RewardSettings(batch_size=4, lr=6e-4, warmup_steps=60)
     # The safety model is trained so.
     safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
     # The policy is trained so.

@@ -184,8 +184,7 @@ GOOD = {
     ),
     data.pad: dict(sequences=PROMPT_IDS),
     data.pad_examples: dict(examples=[EXAMPLE]),
-    data.length_batches: dict(lengths=[3, 4], batch_size=2, generator=G),
-    data.endless_batches: dict(lengths=[3, 4], batch_size=2, generator=G),
+    data.endless_batches: dict(count=2, batch_size=2, generator=G),
     data.pair_example: dict(tokenizer=TOKENIZER, preference=PREFERENCE),
     # optim
     optim.warmup_cosine: dict(step=0, total_steps=4, warmup_steps=2),
@@ -649,12 +648,10 @@ BAD = {
         (dict(examples=[]), ValueError, "examples must be a list of Example (N,), got"),
         (dict(examples=PROMPT_IDS), TypeError, "examples must be a list of Example"),
     ],
-    data.length_batches: [
-        (dict(batch_size=3), ValueError, "batch_size must be an int >= 1, at most"),
-        (dict(batch_size=0), ValueError, "batch_size must be an int >= 1, at most"),
-        (dict(lengths=PROMPT_IDS), TypeError, "lengths must be a list of int, got a"),
-    ],
     data.endless_batches: [
+        (dict(batch_size=3), ValueError, "batch_size must be an int >= 1, at most"),
+        (dict(count=0), ValueError, "count must be an int >= 1, got 0"),
+        (dict(count=PROMPT_IDS), TypeError, "count must be an int"),
         (dict(batch_size=-1), ValueError, "batch_size must be an int >= 1, at most"),
     ],
     data.pair_example: [

@@ -1,4 +1,4 @@
-"""Padding, batches of similar length, examples."""
+"""Padding, examples, batches."""
 
 import itertools
 
@@ -9,7 +9,6 @@ from minillama.data import (
     Example,
     dialogue_example,
     endless_batches,
-    length_batches,
     pad,
     pad_examples,
     pair_example,
@@ -109,81 +108,52 @@ def test_a_preference_becomes_two_dialogues():
         pair_example(TOKENIZER, ("a", "b"))
 
 
-def test_batches_hold_each_text_once_and_similar_lengths():
-    lengths = [i % 37 for i in range(1000)]
-    batches = length_batches(lengths, 20, rng())
-    flat = [i for batch in batches for i in batch]
-    assert len(batches) == 50 and len(set(flat)) == len(flat) == 1000
-    spread = [
-        max(lengths[i] for i in batch) - min(lengths[i] for i in batch)
-        for batch in batches
-    ]
-    # 37 lengths in 16 sorted batches: about 2.3; unsorted it is about 34
-    assert sum(spread) / len(spread) < 6
-    assert batches == length_batches(lengths, 20, rng())
+def take(count, batches):
+    return list(itertools.islice(batches, count))
 
 
-def test_batches_by_another_route():
-    """The same draws, spelled out: shuffle, cut off what is left over, sort, mix."""
-    lengths = [7, 3, 9, 1, 8, 2, 5, 4, 6, 0, 11]
+def test_an_epoch_holds_every_index_once():
+    batches = take(50, endless_batches(1000, 20, rng()))
+    assert sorted(i for batch in batches for i in batch) == list(range(1000))
+    assert batches == take(50, endless_batches(1000, 20, rng()))
+    assert all(type(i) is int for batch in batches for i in batch)
+
+
+def test_every_epoch_is_a_random_order_of_its_own():
     generator = rng(3)
-    order = torch.randperm(11, generator=generator).tolist()[:10]
-    first, second = (
-        sorted(group, key=lengths.__getitem__) for group in (order[:8], order[8:])
-    )
-    batches = [first[i : i + 2] for i in (0, 2, 4, 6)] + [second]
-    mixed = torch.randperm(5, generator=generator).tolist()
-    assert length_batches(lengths, 2, rng(3), buckets=4) == [batches[i] for i in mixed]
+    orders = [torch.randperm(11, generator=generator).tolist() for _ in range(3)]
+    expected = [order[i : i + 2] for order in orders for i in range(0, 10, 2)]
+    assert take(15, endless_batches(11, 2, rng(3))) == expected
+    assert len({tuple(sorted(order[10:])) for order in orders}) > 1
 
 
-def test_batches_come_in_random_order():
-    """Else short texts would always come before long ones."""
-    first = [
-        length_batches(list(range(64)), 8, rng(seed))[0][0] // 8 for seed in range(20)
-    ]
-    assert len(set(first)) > 4
+def test_any_text_may_sit_out_and_a_batch_may_be_all():
+    left_out = set()
+    for seed in range(400):
+        batches = take(12, endless_batches(100, 8, rng(seed)))
+        left_out |= set(range(100)) - {i for batch in batches for i in batch}
+    assert left_out == set(range(100))
+    assert [sorted(x) for x in take(2, endless_batches(3, 3, rng()))] == [[0, 1, 2]] * 2
 
 
-def test_texts_that_fill_no_batch_may_have_any_length():
-    """Of 100 texts of lengths 0 to 99 and batches of 8, four sit out: any four.
-
-    Their mean is 49.5 over the seeds, give or take 28.9 / sqrt(4 * 200) = 1.0; it was
-    97.5 when they were the longest of their group.
-    """
-    left_out = []
-    for seed in range(200):
-        batches = length_batches(list(range(100)), 8, rng(seed))
-        assert len(batches) == 12 and all(len(batch) == 8 for batch in batches)
-        left_out += set(range(100)) - {i for batch in batches for i in batch}
-    assert len(left_out) == 800 and abs(sum(left_out) / 800 - 49.5) < 4
-
-
-def test_endless_batches_go_on_with_new_epochs():
-    lengths = list(range(16))
-    batches = list(itertools.islice(endless_batches(lengths, 2, rng(1)), 16))
-    generator = rng(1)
-    epochs = [length_batches(lengths, 2, generator) for _ in range(2)]
-    assert batches == epochs[0] + epochs[1] and epochs[0] != epochs[1]
-
-
-@pytest.mark.parametrize("function", [length_batches, endless_batches])
 @pytest.mark.parametrize(
     "change, error, words",
     [
         (
             dict(batch_size=4),
             ValueError,
-            "batch_size .* got 4, where len.lengths. is 3",
+            "batch_size .* got 4, where count is 3",
         ),
         (dict(batch_size=0), ValueError, "batch_size must be an int >= 1.* got 0"),
         (dict(batch_size=-1), ValueError, "batch_size must be an int >= 1.* got -1"),
         (dict(batch_size=1.0), TypeError, "batch_size must be an int"),
-        (dict(lengths=[1.5]), TypeError, "lengths must be a list of int"),
+        (dict(count=0), ValueError, "count must be an int >= 1, got 0"),
+        (dict(count=[1, 2, 3]), TypeError, "count must be an int"),
         (dict(generator=7), TypeError, "generator must be a Generator, got 7"),
     ],
     ids=str,
 )
-def test_bad_batches_are_refused(function, change, error, words):
-    good = dict(lengths=[1, 2, 3], batch_size=2, generator=rng())
-    with pytest.raises(error, match=f"^{function.__name__}: {words}"):
-        function(**{**good, **change})
+def test_bad_batches_are_refused(change, error, words):
+    good = dict(count=3, batch_size=2, generator=rng())
+    with pytest.raises(error, match=f"^endless_batches: {words}"):
+        endless_batches(**{**good, **change})

@@ -1,5 +1,6 @@
 """Losses of comparisons and labels by hand; the training loop against one by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from test_model import small
 from test_reward_model import model
 
 from minillama import preference_loss
-from minillama.data import Example, PairExample, length_batches
+from minillama.data import Example, PairExample, endless_batches
 from minillama.lm import evaluate_lm
 from minillama.optim import TrainingDiverged, warmup_cosine
 from minillama.preference_loss import (
@@ -236,14 +237,9 @@ def drawn_groups():
 
 def train_by_hand(ours, groups, settings, generator):
     """The losses of `train_reward_model`, term by term, each text by itself."""
-    lengths = [
-        max(len(text) for pair in group for text in (pair.chosen, pair.rejected))
-        for group in groups
-    ]
-    epoch = len(groups) // settings.batch_size
-    batches = []
-    for _ in range(settings.epochs):
-        batches += length_batches(lengths, settings.batch_size, generator)[:epoch]
+    steps = settings.epochs * (len(groups) // settings.batch_size)
+    drawn = endless_batches(len(groups), settings.batch_size, generator)
+    batches = list(itertools.islice(drawn, steps))
     optimizer = torch.optim.AdamW(
         ours.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.0
     )
