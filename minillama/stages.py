@@ -550,10 +550,10 @@ def _rate(values):
 STAGES = {
     "tokenizer": 1,
     "base": 60,
-    "sft": 25,
-    "helpfulness": 150,
-    "safety": 20,
-    "policy": 120,
+    "sft": 15,
+    "helpfulness": 100,
+    "safety": 15,
+    "policy": 80,
 }
 BUILDERS = (
     build_tokenizer,

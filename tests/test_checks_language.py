@@ -1155,6 +1155,7 @@ WRONG = [
     ("attend", attends(interleave=True)),
     ("attend", attends(bias_after=True)),
     ("attend", lambda q, k, v, bias: model.attend(q, v, k, bias)),
+    ("attend", lambda q, k, v, bias: model.attend(q, k, v, torch.zeros_like(bias))),
     ("kv_cache", CountsPadding),
     ("kv_cache", OneLayerForAll),
     ("kv_cache", WritesAtTheStart),

@@ -58,6 +58,7 @@ LESSONS = {
         "attention_bias",
         "attend",
         "Attention",
+        "AttentionOnly",
     ],
     "04": [
         "LlamaConfig",
