@@ -94,7 +94,7 @@ def endless_batches(count, batch_size, generator):
             yield order[start : start + batch_size]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PairExample:
     """One `world.Preference` as ids: two whole dialogues and what is known of them."""
 

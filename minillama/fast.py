@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from minillama.contracts import expects
-from minillama.model import require_lm_head
+from minillama.model import attend, require_lm_head
 
 
 @expects(
@@ -28,6 +28,33 @@ def hidden_at(llama, ids, mask, at):
         x = block(x, cos, sin, bias)
     last = llama.layers[-1]
     x = (x + last.self_attn(last.input_layernorm(x), cos, sin, bias))[at]  # (N, D)
+    return llama.norm(x + last.mlp(last.post_attention_layernorm(x)))
+
+
+@expects(
+    "llama: Llama",
+    "ids: int64 (B, T) below llama.config.vocab_size",
+    "mask: bool (B, T) or None",
+    "at: bool (B, T) True in every row",
+)
+def hidden_once(llama, ids, mask, at):
+    """Return `llama.hidden(ids, mask)[at]`, (B, D), for one True in each row of `at`.
+
+    In the last block nobody else asks, so that scores have one row instead of T.
+    """
+    x, cos, sin, bias = llama.embed(ids, mask)
+    for block in llama.layers[:-1]:
+        x = block(x, cos, sin, bias)
+    last, attention = llama.layers[-1], llama.layers[-1].self_attn
+    y = last.input_layernorm(x)
+    keys, values = attention.keys_and_values(y, cos, sin)  # (B, K, T, E)
+    column = at.int().argmax(1)  # (B,)
+    row = torch.arange(len(ids), device=ids.device)
+    cos, sin = (x.expand(*ids.shape, 1, -1)[row, column][:, None] for x in (cos, sin))
+    queries = attention.queries(y[row, column][:, None], cos, sin)  # (B, 1, H, E)
+    allowed = bias.expand(len(ids), 1, 1, -1, -1)[row, :, :, column]  # (B, 1, 1, S)
+    mixed = attend(queries, keys, values, allowed[:, :, :, None])  # (B, 1, H E)
+    x = x[row, column] + attention.o_proj(mixed[:, 0])  # (B, D)
     return llama.norm(x + last.mlp(last.post_attention_layernorm(x)))
 
 

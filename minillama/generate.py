@@ -55,6 +55,21 @@ def top_p_filter(probs, top_p):
     return torch.zeros_like(probs).scatter(-1, order, kept)
 
 
+def require_possible(probs, tokens):
+    """Return tokens (B, 1), the likeliest where rounding alone left an impossible one.
+
+    Refuses, in the name of `sample`, a row without a possible token.
+    """
+    tokens = tokens.clamp(max=probs.shape[1] - 1)
+    impossible = probs.gather(-1, tokens) == 0  # (B, 1), by rounding alone
+    if impossible.any():
+        best, likeliest = probs.max(-1, keepdim=True)
+        if not best.all():
+            raise ValueError("sample: probs must be > 0 somewhere, got a row of zeros")
+        tokens = torch.where(impossible, likeliest, tokens)
+    return tokens
+
+
 @expects("probs: float (B, V) in [0, inf)", "uniforms: float (B,) in [0, 1]")
 def sample(probs, uniforms):
     """Return the first token whose cumulative probability exceeds a uniform number.
@@ -66,14 +81,7 @@ def sample(probs, uniforms):
     cumulative = probs.cumsum(-1)  # (B, V)
     target = uniforms[:, None] * cumulative[:, -1:]  # (B, 1)
     tokens = torch.searchsorted(cumulative, target, right=True)
-    tokens = tokens.clamp(max=probs.shape[1] - 1)
-    impossible = probs.gather(-1, tokens) == 0  # (B, 1), by rounding alone
-    if impossible.any():
-        best, likeliest = probs.max(-1, keepdim=True)
-        if not best.all():
-            raise ValueError("sample: probs must be > 0 somewhere, got a row of zeros")
-        tokens = torch.where(impossible, likeliest, tokens)
-    return tokens.squeeze(-1)
+    return require_possible(probs, tokens).squeeze(-1)
 
 
 @expects(

@@ -154,6 +154,25 @@ def attend(queries, keys, values, bias):
     return mixed.view(B, H, T, E).transpose(1, 2).reshape(B, T, H * E)
 
 
+def require_slots(cache, mask):
+    """Refuse, in the name of `KVCache.extend`, other rows or too many columns."""
+    B, T = mask.shape
+    if B != cache.batch_size or T > cache.capacity - cache.length:
+        raise ValueError(
+            f"KVCache.extend: mask must have {cache.batch_size} rows and at most "
+            f"{cache.capacity - cache.length} columns, got {B} and {T}"
+        )
+
+
+def require_constants(keys, values):
+    """Refuse, in the name of `KVCache.store`, what autograd would follow."""
+    if keys.requires_grad or values.requires_grad:
+        raise RuntimeError(
+            "KVCache.store: keys and values must not require grad, got grad; "
+            "a cached forward runs under torch.no_grad()"
+        )
+
+
 @expects("config: LlamaConfig", "batch_size, capacity: int >= 1")
 class KVCache:
     """Keys and values of the tokens seen so far, for every layer; for inference only.
@@ -188,13 +207,8 @@ class KVCache:
 
         A row of the mask may be empty: all of its new tokens are padding.
         """
-        B, T = mask.shape
-        if B != self.batch_size or T > self.capacity - self.length:
-            raise ValueError(
-                f"KVCache.extend: mask must have {self.batch_size} rows and at most "
-                f"{self.capacity - self.length} columns, got {B} and {T}"
-            )
-        start, self.length = self.length, self.length + T
+        require_slots(self, mask)
+        start, self.length = self.length, self.length + mask.shape[1]
         self.mask[:, start : self.length] = mask
         positions = (self.count[:, None] + mask.cumsum(-1) - 1).clamp(min=0)
         self.count = self.count + mask.sum(-1)
@@ -202,11 +216,7 @@ class KVCache:
 
     def store(self, layer, keys, values):
         """Write a layer's new keys and values (B, K, T, E); return all (B, K, S, E)."""
-        if keys.requires_grad or values.requires_grad:
-            raise RuntimeError(
-                "KVCache.store: keys and values must not require grad, got grad; "
-                "a cached forward runs under torch.no_grad()"
-            )
+        require_constants(keys, values)
         new = slice(self.length - keys.shape[2], self.length)
         self.keys[layer, :, :, new] = keys
         self.values[layer, :, :, new] = values
@@ -231,15 +241,21 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, narrow, bias=False)
         self.o_proj = nn.Linear(wide, config.dim, bias=False)
 
+    def queries(self, x, cos, sin):
+        """Return what each token of x (B, T, D) asks for, turned: (B, T, H, E)."""
+        queries = self.q_proj(x).unflatten(-1, (self.n_heads, -1))
+        return rotate(queries, cos, sin)
+
+    def keys_and_values(self, x, cos, sin):
+        """Return what each token of x (B, T, D) offers: two of (B, K, T, E)."""
+        keys = self.k_proj(x).unflatten(-1, (self.n_kv_heads, -1))  # (B, T, K, E)
+        values = self.v_proj(x).unflatten(-1, (self.n_kv_heads, -1))  # (B, T, K, E)
+        return rotate(keys, cos, sin).transpose(1, 2), values.transpose(1, 2)
+
     def forward(self, x, cos, sin, bias, cache=None):
         """Map x (B, T, D) to (B, T, D); see `rope_cos_sin` and `attention_bias`."""
-        B, T, _ = x.shape
-        queries = self.q_proj(x).view(B, T, self.n_heads, -1)  # (B, T, H, E)
-        keys = self.k_proj(x).view(B, T, self.n_kv_heads, -1)  # (B, T, K, E)
-        values = self.v_proj(x).view(B, T, self.n_kv_heads, -1)  # (B, T, K, E)
-        queries = rotate(queries, cos, sin)
-        keys = rotate(keys, cos, sin).transpose(1, 2)  # (B, K, T, E)
-        values = values.transpose(1, 2)  # (B, K, T, E)
+        queries = self.queries(x, cos, sin)
+        keys, values = self.keys_and_values(x, cos, sin)
         if cache is not None:
             keys, values = cache.store(self.layer, keys, values)  # (B, K, S, E)
         return self.o_proj(attend(queries, keys, values, bias))
@@ -318,6 +334,34 @@ def require_fit(model, ids, mask, cache):
         )
 
 
+@expects("module: Module", "n_layers: int >= 1", "generator: Generator or None")
+@torch.no_grad()
+def draw_weights(module, n_layers, generator=None):
+    """Draw every matrix of a model of `n_layers` blocks anew, as `Llama` says.
+
+    In the order of `named_parameters`; nothing is drawn on the meta device.
+    """
+    back_to_residual = 0.02 / math.sqrt(2 * n_layers)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 2 or parameter.is_meta:
+            continue
+        is_back = name.endswith(("o_proj.weight", "down_proj.weight"))
+        noise = torch.randn(parameter.shape, generator=generator, device="cpu")
+        parameter.copy_((back_to_residual if is_back else 0.02) * noise)
+
+
+def positions_and_keys(ids, mask=None, cache=None):
+    """Return positions (B or 1, T) and which of all keys are real, (B or 1, S).
+
+    A cache is extended by the new tokens; what it holds is among the keys.
+    """
+    if cache is None:
+        key_mask = torch.ones_like(ids[:1], dtype=torch.bool) if mask is None else mask
+        return token_positions(key_mask), key_mask
+    new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    return cache.extend(new)
+
+
 @expects("config: LlamaConfig", "generator: Generator or None")
 class Llama(nn.Module):
     """The language model: embedding, blocks, final norm, output projection.
@@ -339,22 +383,7 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.init_weights(generator)
-
-    @expects("generator: Generator or None")
-    @torch.no_grad()
-    def init_weights(self, generator=None):
-        """Draw every matrix anew, in the order of `named_parameters`.
-
-        Nothing is drawn on the meta device.
-        """
-        back_to_residual = 0.02 / math.sqrt(2 * self.config.n_layers)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim < 2 or parameter.is_meta:
-                continue
-            is_back = name.endswith(("o_proj.weight", "down_proj.weight"))
-            noise = torch.randn(parameter.shape, generator=generator, device="cpu")
-            parameter.copy_((back_to_residual if is_back else 0.02) * noise)
+        draw_weights(self, config.n_layers, generator)
 
     def embed(self, ids, mask=None, cache=None):
         """Return what the first block gets: states (B, T, D), cosines, sines and bias.
@@ -362,13 +391,7 @@ class Llama(nn.Module):
         A cache is extended by the new tokens. Conventions as for `hidden`.
         """
         require_fit(self, ids, mask, cache)
-        if cache is not None:
-            new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-            positions, key_mask = cache.extend(new)  # (B, T), (B, S)
-        else:
-            all_real = torch.ones_like(ids[:1], dtype=torch.bool)
-            key_mask = all_real if mask is None else mask  # (1, T) or (B, T)
-            positions = token_positions(key_mask)
+        positions, key_mask = positions_and_keys(ids, mask, cache)
         x = self.embed_tokens(ids)  # (B, T, D)
         cos, sin = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
         bias = attention_bias(key_mask, ids.shape[1])  # (B or 1, 1, 1, T, S)

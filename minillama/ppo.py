@@ -127,7 +127,7 @@ def clip_fraction(logprobs, old_logprobs, response_mask, clip_eps=0.2):
 class PPOSettings:
     """One run of PPO; the defaults are the course's run, with Llama 2's clip_eps."""
 
-    iterations: int = 220  # Each one draws prompts, has them answered and learns.
+    iterations: int = 180  # Each one draws prompts, has them answered and learns.
     batch_size: int = 64  # An iteration answers this many prompts.
     epochs: int = 1  # An iteration uses its answers this many times.
     minibatches: int = 4  # An epoch takes this many gradient steps.

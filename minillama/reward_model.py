@@ -23,7 +23,7 @@ from torch import nn
 
 from minillama.contracts import expects
 from minillama.data import pad
-from minillama.fast import hidden_at
+from minillama.fast import hidden_once
 
 
 @expects("llama: Llama", "keep_lm_head: flag")
@@ -99,7 +99,7 @@ class RewardModel(nn.Module):
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         if self.pooling == "last":
             # equals self.llama.hidden(ids, mask)[last_token(mask)]
-            pooled = hidden_at(self.llama, ids, mask, last_token(mask))  # (B, D)
+            pooled = hidden_once(self.llama, ids, mask, last_token(mask))  # (B, D)
         else:
             pooled = pool_mean(self.llama.hidden(ids, mask), mask)  # (B, D)
         return F.linear(pooled.float(), self.score.weight.float()).squeeze(-1)  # (B,)

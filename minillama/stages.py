@@ -91,11 +91,11 @@ class Settings:
     # A prompt and its answer have at most this many tokens together.
     max_seq_len: int = 160
     # The base model reads this many dialogues.
-    corpus: int = 28_800
+    corpus: int = 36_000
     # Supervised fine-tuning imitates this many dialogues.
     demonstrations: int = 8_000
     # The helpfulness model learns from the compared answers to this many prompts.
-    helpfulness_prompts: int = 6_500
+    helpfulness_prompts: int = 4_500
     # The safety model learns from the compared answers to this many prompts.
     safety_prompts: int = 600
     # Each of those prompts has this many answers; 12 make 66 comparisons.

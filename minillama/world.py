@@ -24,6 +24,7 @@ requests beside this list.
 
 import functools
 import math
+import random
 import re
 from dataclasses import dataclass
 
@@ -211,23 +212,27 @@ class Prompt:
 def training_prompts():
     """Return half of all (request, phrasing) pairs, 510 of them.
 
-    Every request and every phrasing stands in both halves.
+    Half of each request's phrasings, drawn at random once for all: from a phrasing
+    nothing follows about the request. Every one stands in both halves.
     """
-    return _every_second_prompt(0)
+    return _half_of_the_prompts(training=True)
 
 
 def held_out_prompts():
     """Return the other 510 pairs, which no training sees: every report asks them."""
-    return _every_second_prompt(1)
+    return _half_of_the_prompts(training=False)
 
 
-def _every_second_prompt(first):
-    return [
-        Prompt(phrasing.format(request), request, request in UNSAFE)
-        for r, request in enumerate(REQUESTS)
-        for p, phrasing in enumerate(PHRASINGS)
-        if (r + p) % 2 == first
-    ]
+def _half_of_the_prompts(training):
+    half = []
+    for request in REQUESTS:
+        drawn = random.Random(request).sample(PHRASINGS, len(PHRASINGS) // 2)
+        half += [
+            Prompt(phrasing.format(request), request, request in UNSAFE)
+            for phrasing in PHRASINGS
+            if (phrasing in drawn) == training
+        ]
+    return half
 
 
 # --------------------------------------------------------------------------------------
@@ -364,7 +369,7 @@ STRENGTHS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Preference:
     """One comparison by an annotator."""
 

@@ -165,7 +165,7 @@ GOOD = {
     model.FeedForward: dict(config=CONFIG),
     model.Block: dict(config=CONFIG),
     model.Llama: dict(config=CONFIG, generator=G),
-    model.Llama.init_weights: lambda: dict(self=copy.deepcopy(MODEL)),
+    model.draw_weights: lambda: dict(module=copy.deepcopy(MODEL), n_layers=2),
     model.Llama.hidden: dict(self=MODEL, ids=IDS),
     model.Llama.forward: dict(self=MODEL, ids=IDS),
     # tokenizer
@@ -205,6 +205,7 @@ GOOD = {
     ),
     lm.evaluate_lm: dict(model=MODEL, examples=[EXAMPLE]),
     fast.hidden_at: dict(llama=MODEL, ids=IDS, mask=ALL, at=ANSWER),
+    fast.hidden_once: dict(llama=MODEL, ids=IDS, mask=ALL, at=ALL),
     fast.lm_loss_of: dict(model=MODEL, ids=IDS, mask=ALL, loss_mask=ANSWER),
     fast.length_groups: dict(mask=ALL),
     fast.by_length: dict(function=lambda: B2, mask=ALL),
@@ -364,7 +365,14 @@ GOOD = {
     world.safety: dict(prompt=PROMPT, text=TEXT),
     world.refuses: dict(text=TEXT),
     world.gives_risky_advice: dict(text=TEXT),
-    world.Preference: vars(PREFERENCE),
+    world.Preference: dict(
+        prompt=PROMPT,
+        chosen=TEXT,
+        rejected="No.",
+        strength=1,
+        chosen_is_safe=True,
+        rejected_is_safe=True,
+    ),
     world.Annotator: dict(),
     world.Annotator.utility: dict(
         self=world.HELPFULNESS_ANNOTATOR, prompt=PROMPT, text=TEXT
@@ -548,7 +556,9 @@ BAD = {
         (dict(config=SIZES), TypeError, "config must be a LlamaConfig, got a dict"),
         (dict(generator=0), TypeError, "generator must be a Generator or None, got 0"),
     ],
-    model.Llama.init_weights: [
+    model.draw_weights: [
+        (dict(module=SIZES), TypeError, "module must be a Module, got a dict"),
+        (dict(n_layers=0), ValueError, "n_layers must be an int >= 1, got 0"),
         (dict(generator=42), TypeError, "generator must be a Generator or None, got"),
     ],
     model.Llama.hidden: [
@@ -745,6 +755,12 @@ BAD = {
     ],
     fast.hidden_at: [
         (dict(at=IDS), TypeError, "at must be a bool tensor (B, T), got a tensor of"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
+        (dict(llama=JUDGE), TypeError, "llama must be a Llama, got a RewardModel"),
+    ],
+    fast.hidden_once: [
+        (dict(at=IDS), TypeError, "at must be a bool tensor (B, T) True in every row,"),
+        (dict(at=NONE), ValueError, "at must be a bool tensor (B, T) True in every"),
         (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below"),
         (dict(llama=JUDGE), TypeError, "llama must be a Llama, got a RewardModel"),
     ],
@@ -2113,7 +2129,8 @@ EXCEPTIONS = {
         "they read code, not what a user types",
     ),
     "model": (
-        "rotate attend require_lm_head require_fit",
+        "rotate attend require_lm_head require_fit require_slots require_constants "
+        "positions_and_keys",
         "without contract in each layer; the doors speak as Llama, generate, …",
     ),
     "lm": ("require_readable", "speaks as train_lm and evaluate_lm"),
@@ -2127,8 +2144,8 @@ EXCEPTIONS = {
     ),
     "fast": ("require_past", "speaks as its callers, which are in the table"),
     "generate": (
-        "require_finite require_room sample_responses",
-        "speak as generate, of which they are parts",
+        "require_finite require_room require_possible sample_responses",
+        "speak as generate and sample, of which they are parts",
     ),
     "ppo": ("require_prompts require_sound require_judges", "speak as train_ppo"),
     "preference_loss": ("reduce_losses", "a part of each loss, which checks before"),

@@ -596,8 +596,8 @@ class EveryColumnAPosition(model.Llama):
 
 
 class ScaledByDepth(model.Llama):
-    def init_weights(self, generator=None):
-        super().init_weights(generator)
+    def __init__(self, config, generator=None):
+        super().__init__(config, generator)
         for layer in self.layers:
             for x in (layer.mlp.down_proj, layer.self_attn.o_proj):
                 x.weight.data *= math.sqrt(2)
@@ -614,7 +614,8 @@ class DrawsOtherwise(model.Llama):
     """A right model that draws its matrices module by module, in another order."""
 
     @torch.no_grad()
-    def init_weights(self, generator=None):
+    def __init__(self, config, generator=None):
+        super().__init__(config)
         for name, module in reversed(list(self.named_modules())):
             if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
                 back = name.endswith(("o_proj", "down_proj"))
@@ -623,8 +624,8 @@ class DrawsOtherwise(model.Llama):
 
 
 class BigWeights(model.Llama):
-    def init_weights(self, generator=None):
-        super().init_weights(generator)
+    def __init__(self, config, generator=None):
+        super().__init__(config, generator)
         self.lm_head.weight.data *= 50
 
 
@@ -634,8 +635,8 @@ class IgnoresTheMask(model.Llama):
 
 
 class OneInitialStd(model.Llama):
-    def init_weights(self, generator=None):
-        super().init_weights(generator)
+    def __init__(self, config, generator=None):
+        super().__init__(config, generator)
         for layer in self.layers:
             layer.mlp.down_proj.weight.data *= math.sqrt(2 * self.config.n_layers)
 

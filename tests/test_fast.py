@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_model import SMALL, small
 
 from minillama import fast, lm, reward_model
@@ -66,6 +67,22 @@ def test_hidden_at_is_hidden_at_some_places(lengths, layout, layers):
     quick, plain = fast.hidden_at(model, ids, mask, at), model.hidden(ids, mask)[at]
     assert_same(model, quick, plain)
     assert fast.hidden_at(model, ids, None, at).shape == plain.shape  # None: all real
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_hidden_once_is_hidden_at_one_place_a_row(lengths, layout, layers):
+    config = LlamaConfig(**{**vars(SMALL), "n_layers": layers})
+    model = Llama(config, torch.Generator().manual_seed(1))
+    ids, mask = batch(lengths, layout)
+    chosen = torch.rand(mask.shape, generator=torch.Generator().manual_seed(3))
+    at = F.one_hot((chosen * mask).argmax(1), mask.shape[1]).bool()  # real, any place
+    assert (at & mask).sum(1).eq(1).all()
+    quick, plain = fast.hidden_once(model, ids, mask, at), model.hidden(ids, mask)[at]
+    assert_same(model, quick, plain)
+    every = torch.ones_like(mask)
+    quick = fast.hidden_once(model, ids, None, at)  # None: all real
+    assert_same(model, quick, model.hidden(ids, every)[at])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -258,6 +275,9 @@ BAD = [
     (fast.hidden_at, (small(), IDS, REAL, REAL[:1]), ValueError, "at must be a bool"),
     (fast.hidden_at, (small(), IDS, REAL, IDS), TypeError, "at must be a bool"),
     (fast.hidden_at, (small(), IDS, REAL[:, :2], REAL), ValueError, "mask must be a"),
+    (fast.hidden_once, (small(), IDS * 50, REAL, REAL), IndexError, "ids .* got 50"),
+    (fast.hidden_once, (small(), IDS, REAL, REAL[:1]), ValueError, "at must be a bool"),
+    (fast.hidden_once, (small(), IDS, REAL, ~REAL), ValueError, "at must be .* True"),
     (fast.lm_loss_of, (small(), IDS, REAL, FIRST), ValueError, "loss_mask .* at .0, 0"),
     (fast.lm_loss_of, (small(), IDS, HOLE, LAST), ValueError, "loss_mask .* at .0, 2"),
     (fast.lm_loss_of, (small(), IDS, REAL, ~REAL), ValueError, "loss_mask .* no True"),

@@ -202,8 +202,8 @@ def test_bad_arguments(call, error, words):
 
 def test_the_defaults_pretrain_the_base_model():
     settings = LMSettings()
-    assert (settings.steps, settings.batch_size) == (1200, 24)
-    assert (settings.lr, settings.warmup_steps) == (3e-3, 30)
+    assert (settings.steps, settings.batch_size) == (1500, 24)
+    assert (settings.lr, settings.warmup_steps) == (2e-3, 30)
 
 
 def test_training_lowers_the_loss_and_evaluation_agrees():

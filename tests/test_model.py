@@ -19,6 +19,7 @@ from minillama.model import (
     RMSNorm,
     attend,
     attention_bias,
+    draw_weights,
     rope_cos_sin,
     rotate,
     token_positions,
@@ -204,7 +205,7 @@ def test_weights_are_drawn_in_the_order_of_the_parameters():
     third = 0.02 * torch.randn(16, 32, generator=generator)  # on meta nothing is drawn
     assert torch.equal(model.layers[0].self_attn.k_proj.weight, third)
     assert on_meta.lm_head.weight.is_meta
-    model.init_weights(torch.Generator().manual_seed(4))
+    draw_weights(model, 2, torch.Generator().manual_seed(4))
     assert torch.equal(model.embed_tokens.weight, first)
 
 
@@ -519,9 +520,9 @@ def test_a_body_without_lm_head_has_states_and_no_logits():
         ),
         (lambda: Llama(SMALL, 7), TypeError, "Llama: generator must be a Generator or"),
         (
-            lambda: small().init_weights(7),
+            lambda: draw_weights(small(), 2, 7),
             TypeError,
-            "Llama.init_weights: generator must",
+            "draw_weights: generator must",
         ),
         (
             lambda: Block(SMALL, -1),

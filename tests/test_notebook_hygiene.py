@@ -48,8 +48,6 @@ LESSONS = {
         "FeedForward",
         "OneToken",
         "one_token_floor",
-        "train_rung",
-        "held_out_nats",
     ],
     "03": [
         "rope_cos_sin",
@@ -64,6 +62,8 @@ LESSONS = {
         "LlamaConfig",
         "Block",
         "Llama",
+        "draw_weights",
+        "positions_and_keys",
         "KVCache",
         "Rollout",
         "generate",

@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
@@ -113,6 +114,20 @@ def test_no_training_sees_the_held_out_prompts():
     for half in (training, fresh):
         assert {p.request for p in half} == set(world.REQUESTS)
         assert all(p.is_safety == (p.request in world.UNSAFE) for p in half)
+        assert {p.text.replace(p.request, "{}") for p in half} == set(world.PHRASINGS)
+
+
+def test_a_phrasing_says_nothing_about_the_request():
+    """Halves that are alike or opposite would tell which request can follow it."""
+    phrasings = {request: set() for request in world.REQUESTS}
+    for prompt in world.training_prompts():
+        text = prompt.text.replace(prompt.request, "{}")
+        phrasings[prompt.request].add(text)
+    assert {len(texts) for texts in phrasings.values()} == {15}
+    shared = [len(a & b) for a, b in combinations(phrasings.values(), 2)]
+    assert 1 < min(shared) and max(shared) < 14
+    # two random halves of 30 share 7.5 on average
+    assert abs(sum(shared) / len(shared) - 7.5) < 0.5
 
 
 def test_prompts_are_found_in_any_phrasing():

@@ -516,7 +516,7 @@ def one_token(f):
             )
         ],
         [True] * 4,
-        "Llama.init_weights(self, generator) at the end of __init__",
+        "draw_weights(self, config.n_layers, generator) at the end of __init__",
     )
     yield (
         "the same generator gives the same weights",
@@ -792,7 +792,7 @@ def attention_only(f):
             0.015 < network.lm_head.weight.std().item() < 0.025,
         ),
         (True, False, True),
-        "Llama.init_weights(self, generator): std 0.02",
+        "draw_weights(self, config.n_layers, generator): std 0.02",
     )
     blind = draw(positions=False)
     with torch.no_grad():  # weights that hide nothing, norms among them
