@@ -127,12 +127,12 @@ def clip_fraction(logprobs, old_logprobs, response_mask, clip_eps=0.2):
 class PPOSettings:
     """One run of PPO; the defaults are the course's run, with Llama 2's clip_eps."""
 
-    iterations: int = 180  # Each one draws prompts, has them answered and learns.
+    iterations: int = 200  # Each one draws prompts, has them answered and learns.
     batch_size: int = 64  # An iteration answers this many prompts.
     epochs: int = 1  # An iteration uses its answers this many times.
     minibatches: int = 4  # An epoch takes this many gradient steps.
     max_new_tokens: int = 72  # An answer is cut off at this length.
-    policy_lr: float = 4e-4  # The policy's learning rate rises to this, then falls.
+    policy_lr: float = 3e-4  # The policy's learning rate rises to this, then falls.
     value_lr: float = 1e-3  # The value model's learning rate, likewise.
     warmup_steps: int = 10  # Both rates rise for this many gradient steps.
     beta: float = 0.07  # A nat of KL costs this much reward.

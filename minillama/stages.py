@@ -107,7 +107,7 @@ class Settings:
     # The SFT model is fine-tuned so.
     sft: LMSettings = LMSettings(steps=240, batch_size=32, lr=8e-4, warmup_steps=20)
     # The helpfulness model is trained so.
-    helpfulness: RewardSettings = RewardSettings(batch_size=4, lr=6e-4, warmup_steps=60)
+    helpfulness: RewardSettings = RewardSettings(batch_size=4, lr=4e-4, warmup_steps=60)
     # The safety model is trained so.
     safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
     # The policy is trained so.
@@ -549,11 +549,11 @@ def _rate(values):
 # on two cores.
 STAGES = {
     "tokenizer": 1,
-    "base": 60,
+    "base": 80,
     "sft": 15,
-    "helpfulness": 100,
+    "helpfulness": 80,
     "safety": 15,
-    "policy": 80,
+    "policy": 100,
 }
 BUILDERS = (
     build_tokenizer,

@@ -564,7 +564,7 @@ def rebuilt_by(module, old, new):
         ),
         ("world", "def bayes_ceiling(", "def bayes_ceiling( ", set()),
         ("stages", "def default_settings(", "def default_settings( ", set()),
-        ("stages", '"base": 60', '"base": 61', set()),
+        ("stages", '"base": 80', '"base": 81', set()),
         ("stages", "corpus: int = 36_000", "corpus: int = 35_000", set()),
         ("pipeline", "def wins(", "def wins( ", set()),
     ],
