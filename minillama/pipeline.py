@@ -98,6 +98,7 @@ def wins(prompts, texts, baseline_texts):
     "rollouts: list of Rollout (N,)",
     "-> finite number",
 )
+@torch.no_grad()
 def kl_per_answer(policy, ref_policy, rollouts):
     """Estimate KL(policy || ref_policy) in nats per answer.
 
