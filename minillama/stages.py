@@ -205,14 +205,18 @@ def draw_corpus(settings, count=None):
     "purpose: text",
     "count: int >= 0",
     "answers_per_prompt: int >= 2",
-    "held_out: flag",
+    "held_out, cut_off: flag",
 )
-def draw_preferences(settings, kind, purpose, count, answers_per_prompt, held_out):
+def draw_preferences(
+    settings, kind, purpose, count, answers_per_prompt, held_out, cut_off=False
+):
     """Return `count` groups of annotated comparisons, lists of `world.Preference`.
 
     Each group holds one prompt, from training or held out, and all comparisons of its
     `answers_per_prompt` written answers. Helpfulness is compared on ordinary prompts;
     safety on all, where half the answers do something unsafe.
+    cut_off: the first answer of a group stops before its "Last, …", as a model's may.
+    A reward model that never saw one may pay a policy for stopping early.
     """
     rng = world_rng(settings, f"{kind} {purpose}")
     prompts = world.held_out_prompts() if held_out else world.training_prompts()
@@ -225,6 +229,8 @@ def draw_preferences(settings, kind, purpose, count, answers_per_prompt, held_ou
             writers.write_answer(rng, prompt, style).text
             for _ in range(answers_per_prompt)
         ]
+        if cut_off:
+            answers[0] = answers[0].partition(" Last, ")[0]
         pairs = list(combinations(answers, 2))
         same = [prompt] * len(pairs)
         groups.append(
@@ -337,7 +343,13 @@ def build_safety(settings, tokenizer, sft):
 def _training_groups(settings, tokenizer, kind, count):
     """The comparisons that a reward model learns from, as groups of `PairExample`."""
     preferences = draw_preferences(
-        settings, kind, "training", count, settings.answers_per_prompt, False
+        settings,
+        kind,
+        "training",
+        count,
+        settings.answers_per_prompt,
+        held_out=False,
+        cut_off=kind == "helpfulness",
     )
     return [[pair_example(tokenizer, each) for each in group] for group in preferences]
 

@@ -1803,6 +1803,7 @@ BAD = {
     stages.draw_preferences: [
         (dict(kind="honesty"), ValueError, 'kind must be "helpfulness" or "safety",'),
         (dict(answers_per_prompt=1), ValueError, "answers_per_prompt must be an int"),
+        (dict(cut_off=1), TypeError, "cut_off must be True or False, got 1"),
     ],
     stages.build_tokenizer: [
         (dict(settings=None), TypeError, "settings must be a Settings, got None"),

@@ -246,6 +246,22 @@ def test_preferences_by_another_route(kind, style):
     assert stages.draw_preferences(QUICK, kind, "y", 5, 3, held_out=False) == expected
 
 
+def test_the_first_answer_of_a_group_is_cut_off_where_that_is_asked_for():
+    """Only there, before its last step; what the annotator says of it is about that."""
+    drawn = {
+        cut: stages.draw_preferences(QUICK, "helpfulness", "y", 40, 3, False, cut)
+        for cut in (False, True)
+    }
+    stopped = 0
+    for whole, cut in zip(*drawn.values(), strict=True):
+        texts = [{x.chosen for x in g} | {x.rejected for x in g} for g in (whole, cut)]
+        if texts[0] != texts[1]:
+            (gone,), (new,) = texts[0] - texts[1], texts[1] - texts[0]
+            assert gone.startswith(f"{new} Last, ") and "Last, " not in new
+            stopped += 1
+    assert 20 < stopped < 40  # a refusal has no last step
+
+
 # ------------------------------------------------------------------------------ numbers
 
 
@@ -352,7 +368,9 @@ def test_every_stage_is_built_from_the_draws_that_its_name_promises(
         assert how == getattr(TINY, kind)
         assert (drawn, desc) == (seed(f"{kind} batches"), f"{kind} model")
         count = getattr(TINY, f"{kind}_prompts")
-        preferences = stages.draw_preferences(TINY, kind, "training", count, 2, False)
+        preferences = stages.draw_preferences(
+            TINY, kind, "training", count, 2, False, cut_off=kind == "helpfulness"
+        )
         assert groups == [[pair_example(tokenizer, x) for x in g] for g in preferences]
         head = RewardModel(sft, generator=stages.torch_rng(TINY, f"{kind} head"))
         assert torch.equal(model.score.weight, head.score.weight)
