@@ -50,6 +50,12 @@ def assert_same(model, quick, plain):
     assert theirs[1].abs().max() > 0.01
 
 
+def stacked(layers):
+    """A small model of so many blocks."""
+    config = LlamaConfig(**{**vars(SMALL), "n_layers": layers})
+    return Llama(config, torch.Generator().manual_seed(1))
+
+
 @pytest.fixture(params=LENGTHS)
 def lengths(request):
     return LENGTHS[request.param]
@@ -58,8 +64,7 @@ def lengths(request):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_hidden_at_is_hidden_at_some_places(lengths, layout, layers):
-    config = LlamaConfig(**{**vars(SMALL), "n_layers": layers})
-    model = Llama(config, torch.Generator().manual_seed(1))
+    model = stacked(layers)
     ids, mask = batch(lengths, layout)
     at = mask & (
         torch.rand(mask.shape, generator=torch.Generator().manual_seed(3)) < 0.5
@@ -72,8 +77,7 @@ def test_hidden_at_is_hidden_at_some_places(lengths, layout, layers):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_hidden_once_is_hidden_at_one_place_a_row(lengths, layout, layers):
-    config = LlamaConfig(**{**vars(SMALL), "n_layers": layers})
-    model = Llama(config, torch.Generator().manual_seed(1))
+    model = stacked(layers)
     ids, mask = batch(lengths, layout)
     chosen = torch.rand(mask.shape, generator=torch.Generator().manual_seed(3))
     at = F.one_hot((chosen * mask).argmax(1), mask.shape[1]).bool()  # real, any place
