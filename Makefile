@@ -20,9 +20,12 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-# PyTorch's threads wait for each other asleep, so that other programs lose nothing.
+# PyTorch's threads soon fall asleep while they wait, so that other programs lose little.
 # minillama/__init__.py says the same, but notebooks load PyTorch before it.
 export OMP_WAIT_POLICY ?= PASSIVE
+ifeq ($(OMP_WAIT_POLICY),PASSIVE)
+export GOMP_SPINCOUNT ?= 3000
+endif
 
 NOTEBOOKS := $(sort $(wildcard notebooks/$(if $(NB),$(NB)_)*.ipynb))
 ifneq ($(NB),)

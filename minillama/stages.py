@@ -109,7 +109,9 @@ class Settings:
     # The helpfulness model is trained so.
     helpfulness: RewardSettings = RewardSettings(batch_size=4, lr=4e-4, warmup_steps=60)
     # The safety model is trained so.
-    safety: RewardSettings = RewardSettings(lr=1e-3, warmup_steps=10, label_weight=0.5)
+    safety: RewardSettings = RewardSettings(
+        batch_size=8, lr=1e-3, warmup_steps=20, label_weight=0.5
+    )
     # The policy is trained so.
     ppo: PPOSettings = PPOSettings()
 

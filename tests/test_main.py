@@ -164,12 +164,18 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):
 
 
 def test_threads_sleep_unless_the_caller_says_otherwise():
-    code = "import minillama, os; print(os.environ['OMP_WAIT_POLICY'])"
-    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+    names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+    outer = {k: v for k, v in os.environ.items() if k not in names}
+    code = f"import minillama, os; print(*map(os.environ.get, {names}))"
+    for given, expected in (
+        ({}, "PASSIVE 3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+    ):
         told = subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
-            env=os.environ | given,
+            env=outer | given,
             capture_output=True,
             text=True,
         )
@@ -183,9 +189,8 @@ def make(*arguments, **variables):
     """Run make in the project as if .venv were ready: (status, output, errors)."""
     if not shutil.which("make"):
         pytest.skip("no make on this machine")
-    outer = {
-        k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))
-    }
+    strange = ("MAKE", "MFLAGS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    outer = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
     told = subprocess.run(
         ["make", "--no-print-directory", "-o", ".venv/.ready", *arguments],
         cwd=ROOT,
@@ -236,7 +241,7 @@ def test_make_test_runs_everything_once_side_by_side():
 
 def test_make_lets_threads_sleep_one_each_in_tests(tmp_path):
     shown = tmp_path / "show"
-    shown.write_text("#!/bin/sh\necho $OMP_WAIT_POLICY $OMP_NUM_THREADS.\n")
+    shown.write_text("#!/bin/sh\necho $OMP_WAIT_POLICY $GOMP_SPINCOUNT $OMP_NUM_THREADS.\n")
     shown.chmod(0o755)
     surroundings = {"OMP_NUM_THREADS": "5"}
 
@@ -244,9 +249,9 @@ def test_make_lets_threads_sleep_one_each_in_tests(tmp_path):
         told = make("--silent", target, f"PY={shown}", **surroundings, **more)[1]
         return told.strip().split("\n")[-1]
 
-    assert threads("test") == "PASSIVE 1."
-    assert threads("run") == "PASSIVE 5."
-    assert threads("lab") == "PASSIVE 5."
+    assert threads("test") == "PASSIVE 3000 1."
+    assert threads("run") == "PASSIVE 3000 5."
+    assert threads("lab") == "PASSIVE 3000 5."
     assert threads("run", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE 5."
 
 
