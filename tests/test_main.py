@@ -241,7 +241,9 @@ def test_make_test_runs_everything_once_side_by_side():
 
 def test_make_lets_threads_sleep_one_each_in_tests(tmp_path):
     shown = tmp_path / "show"
-    shown.write_text("#!/bin/sh\necho $OMP_WAIT_POLICY $GOMP_SPINCOUNT $OMP_NUM_THREADS.\n")
+    shown.write_text(
+        "#!/bin/sh\necho $OMP_WAIT_POLICY $GOMP_SPINCOUNT $OMP_NUM_THREADS.\n"
+    )
     shown.chmod(0o755)
     surroundings = {"OMP_NUM_THREADS": "5"}
 
