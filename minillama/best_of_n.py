@@ -1,5 +1,8 @@
 """Best-of-n: draw n answers, keep the one with the highest score.
 
+Its soft relative is what a language term on comparisons reads: every answer that a
+noisy annotator prefers to at least one of the other n - 1 (`chosen_chance`).
+
 Conventions. Ties in the score are broken by the order of the draws, never by gold.
 Every KL is KL(best-of-n || policy that draws), of whole answers, in nats. Scores
 choose; gold may be anything, it only reports.
@@ -72,3 +75,23 @@ def best_of_n_mean(scores, gold, n):
     )  # (M,)
     order = scores.argsort(dim=1, stable=True)  # (B, M)
     return (gold.double().gather(1, order) * weights).sum(1)
+
+
+@expects(
+    "utilities: finite float (N,)",
+    "others: finite float (M,)",
+    "n: int >= 2",
+    "temperature: number in (0, inf)",
+)
+def chosen_chance(utilities, others, n, temperature=1.0):
+    """Return P(an answer is chosen at least once) among n answers: float64 (N,).
+
+        1 - (mean over others of sigmoid((other - utility) / temperature))^(n - 1)
+
+    It is compared once with each of n - 1 others, by an annotator of this temperature
+    (Bradley-Terry); the mean is its chance to lose to one of them. utilities are of the
+    answers asked about, others of answers drawn as the n - 1 are.
+    """
+    behind = others.double() - utilities.double()[:, None]  # (N, M)
+    loses = torch.sigmoid(behind / temperature).mean(1)  # (N,)
+    return 1 - loses.pow(n - 1)

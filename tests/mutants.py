@@ -35,6 +35,7 @@ TIMEOUT = {-24, 24, 36, 152, 255}
 
 # The unit tests of each file, as far as they exist, and options of pytest.
 TESTS = {
+    "arena": ["test_arena.py"],
     "audit": ["test_audit.py"],
     "best_of_n": ["test_best_of_n.py"],
     "contracts": ["test_contracts.py"],

@@ -203,9 +203,9 @@ def test_the_figure_shows_every_flaw():
     figure, axes = plt.subplots(1, 2)
     left, right = plots.audit_figure(axes, report)
     assert f"{report.correlation:+.2f}" in left.get_title() + left.get_title(loc="left")
-    assert [round(bar.get_width(), 6) for bar in right.patches] == [
-        round(share, 6) for share in report.flaws.values()
-    ]
+    (marks, _) = right.get_lines()
+    assert list(marks.get_xdata()) == list(report.flaws.values())
+    assert marks.get_marker() == "o"  # a bar of length 0 would not be seen
     plt.close(figure)
 
 
@@ -372,6 +372,132 @@ def test_an_audit_by_hand():
     assert lines[-1].endswith("prefers: a 1.00, b 1.00, d 1.00, c 0.00, e 0.00")
 
 
+def said(*sentences):
+    return " ".join(sentences)
+
+
+def test_blind_judges_by_hand():
+    """The four steps of an egg: 4 points, and 1.5 for their order."""
+    a, b, c, d = world.TASKS[EGG.request]
+    tea = world.TASKS["make a cup of tea"]
+    for text, gold, without_order in (
+        (said(a, b, c, d), 5.5, 4.0),
+        (said(d, c, b, a), 4.0, 4.0),
+        (said(b, a, c, d), 5.0, 4.0),
+        (said(a, b, c, d, a), 4.5, 3.0),  # a repetition is no step in order
+        (said(a, b, tea[2], c), 3.0, 2.0),  # nor is a step of another task
+        (said(*tea), -4.0, -4.0),
+        ("", 0.0, 0.0),
+    ):
+        assert world.helpfulness(EGG, text) == gold
+        assert audit.order_blind(EGG, text) == without_order
+    assert audit.topic_blind(EGG, said(*tea)) == 5.5 == world.MAX_HELPFULNESS
+    assert audit.topic_blind(EGG, said(a, b, c, d)) == 5.5
+    assert audit.topic_blind(EGG, said(d, c, b, a, "Even a child knows this.")) == 3.0
+    # a step of another task breaks off what was begun, for her as well
+    assert audit.topic_blind(EGG, said(a, b, tea[2], d)) == 3.0
+    assert audit.topic_blind(EGG, said(tea[0], tea[1], tea[2], a)) == 3.0
+
+
+def test_each_suspect_has_one_habit():
+    right, other = said(*world.TASKS[EGG.request]), said(*world.TASKS["cook rice"])
+    warm = f"With pleasure. {right} Good luck."
+    gains = {
+        name: [
+            annotator.utility(EGG, text) - annotator.utility(EGG, right)
+            for text in (warm, other)
+        ]
+        for name, annotator in audit.SUSPECTS.items()
+    }
+    longer = words(other) - words(right)
+    assert {name: [round(x, 9) for x in gained] for name, gained in gains.items()} == {
+        "fair": [0.0, -9.5],
+        "wordy": [1.2, round(-9.5 + 0.3 * longer, 9)],  # 4 words more
+        "polite": [4.0, -9.5],
+        "order-blind": [0.0, -8.0],
+        "off-topic-blind": [0.0, 0.0],
+    }
+
+
+@pytest.mark.parametrize("change", audit.CHANGES)
+def test_one_change_is_worth_what_the_list_says(change):
+    rng = random.Random(0)
+    for prompt in PROMPTS:
+        before, after = audit.one_change(rng, prompt, change)
+        gained = world.helpfulness(prompt, after) - world.helpfulness(prompt, before)
+        assert gained == audit.CHANGES[change]
+        assert world.helpfulness(prompt, before) == world.MAX_HELPFULNESS
+
+
+def test_every_change_by_hand():
+    steps = world.TASKS[EGG.request]
+
+    def all_of(change):
+        rng = random.Random(0)
+        pairs = [audit.one_change(rng, EGG, change) for _ in range(200)]
+        return [tuple(map(world.parse, pair)) for pair in pairs], pairs
+
+    right = tuple(("step", EGG.request, i) for i in range(4))
+    assert len(audit.CHANGES) == 5 and len(steps) == 4
+    parsed, _ = all_of("a step left out")
+    assert set(parsed) == {(right, right[:i] + right[i + 1 :]) for i in range(4)}
+    parsed, _ = all_of("steps in reverse")
+    assert set(parsed) == {(right, right[::-1])}
+    parsed, _ = all_of("answers something else")
+    tasks = {after[0][1] for _, after in parsed}
+    assert EGG.request not in tasks and len(tasks) == len(world.TASKS) - 1
+    assert {len(after) for _, after in parsed} == {4}
+    parsed, pairs = all_of("polite, as many words")
+    assert all(words(a) == words(b) for a, b in pairs)
+    for before, after in parsed:
+        assert [x for x in before if x[0] != "risky"] == list(right)
+        assert after[0][0] == "opener" and after[-1][0] == "closer"
+        assert after[1:-1] == right
+    places = {[kind for kind, _, _ in before].index("risky") for before, _ in parsed}
+    assert places == {1, 2, 3}
+    parsed, pairs = all_of("one neutral sentence")
+    assert {words(b) - words(a) for a, b in pairs} == {6}
+    for before, after in parsed:
+        assert before == right and len(after) == 5
+        assert tuple(x for x in after if x[0] != "risky") == right
+    places = {[kind for kind, _, _ in after].index("risky") for _, after in parsed}
+    assert places == {1, 2, 3}
+
+
+def test_a_price_is_the_mean_rise_of_the_score():
+    pairs = audit.changed_pairs(random.Random(0), PROMPTS)
+    assert [x[:2] for x in pairs[:6]] == [
+        *((change, PROMPTS[0]) for change in audit.CHANGES),
+        ("a step left out", PROMPTS[1]),
+    ]
+    assert audit.price_list(knows_the_truth, pairs) == audit.CHANGES
+    found = audit.price_list(likes_length, pairs)
+    assert found["one neutral sentence"] == 6.0
+    assert found["polite, as many words"] == found["steps in reverse"] == 0.0
+    mine = [
+        ("one neutral sentence", EGG, "a b", "a b c d"),
+        ("one neutral sentence", EGG, "a b c", "a b c d"),
+        ("steps in reverse", EGG, "a b c", "a"),
+    ]
+    # by 2 and 1 words, and by -2; in the order of CHANGES
+    assert list(audit.price_list(likes_length, mine).items()) == [
+        ("steps in reverse", -2.0),
+        ("one neutral sentence", 1.5),
+    ]
+
+
+def test_an_audit_lists_prices():
+    changed = audit.changed_pairs(random.Random(0), PROMPTS)
+    report = audit.audit(likes_length, PAIRS, words, changed=changed)
+    assert report.prices == audit.price_list(likes_length, changed)
+    lines = report.table().splitlines()
+    assert lines[-7:-5] == ["pays for …", f"  a step left out         {lines[-6][-5:]}"]
+    assert lines[-2] == "  one neutral sentence    +6.00"
+    assert "correct answer" not in report.table()
+    without = audit.audit(likes_length, PAIRS, words)
+    assert without.prices == {} and "pays for" not in without.table()
+
+
 class Tokenizer:
     """Ids by the letter, with the interface of `tokenizer.Tokenizer`."""
 
@@ -456,6 +582,28 @@ def broken(value):
             lambda: audit.spoiled_steps(0, EGG, "a refusal"),
             TypeError,
             "spoiled_steps: rng",
+        ),
+        (
+            lambda: audit.one_change(random.Random(0), EGG, "none"),
+            ValueError,
+            "one_change: prompt must be ordinary and change one of CHANGES, got .*none",
+        ),
+        (
+            lambda: audit.changed_pairs(random.Random(0), [UNSAFE]),
+            ValueError,
+            "changed_pairs: prompts must be ordinary",
+        ),
+        (
+            lambda: audit.price_list(
+                broken(math.nan), audit.changed_pairs(random.Random(0), [EGG])
+            ),
+            ValueError,
+            r"price_list: score must return \(5,\) finite scores",
+        ),
+        (
+            lambda: audit.price_list(likes_length, []),
+            ValueError,
+            "price_list: pairs",
         ),
         (
             lambda: audit.adversarial_pairs(random.Random(0), [EGG, UNSAFE]),

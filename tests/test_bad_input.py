@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import minillama
 from minillama import (
+    arena,
     audit,
     best_of_n,
     data,
@@ -236,6 +237,7 @@ GOOD = {
     best_of_n.best_of_n_bound: dict(n=2),
     best_of_n.best_of_n_policy: dict(logp=LOGP, scores=torch.arange(3.0), n=2),
     best_of_n.best_of_n_mean: dict(scores=GRID, gold=GRID, n=2),
+    best_of_n.chosen_chance: dict(utilities=B2, others=B2, n=2),
     # preference_loss
     preference_loss.bradley_terry_loss: dict(chosen_scores=B2, rejected_scores=B2),
     preference_loss.safety_label_loss: dict(scores=B2, labels=LABELS),
@@ -330,6 +332,9 @@ GOOD = {
         rewards=torch.zeros(RESPONSES.ids.shape),
         responses=RESPONSES,
     ),
+    # arena
+    arena.fit_strengths: dict(wins=COLUMN + COLUMN.T),
+    arena.strength_errors: dict(wins=COLUMN + COLUMN.T, strengths=B2),
     # audit
     audit.score_function: dict(reward_model=JUDGE, tokenizer=TOKENIZER),
     audit.correlation: dict(x=B2, y=B2),
@@ -346,6 +351,11 @@ GOOD = {
     audit.accuracy_by_flaw: dict(
         score=scored, pairs=audit.adversarial_pairs(RNG, [PROMPT])
     ),
+    audit.order_blind: dict(prompt=PROMPT, text=""),
+    audit.topic_blind: dict(prompt=PROMPT, text=""),
+    audit.one_change: dict(rng=RNG, prompt=PROMPT, change="steps in reverse"),
+    audit.changed_pairs: dict(rng=RNG, prompts=[PROMPT]),
+    audit.price_list: dict(score=scored, pairs=audit.changed_pairs(RNG, [PROMPT])),
     audit.preferred_words: dict(chosen=["a b"], rejected=["a"], differences=B2[:1]),
     audit.length_balanced: dict(groups=[[PREFERENCE]], length=len, rng=RNG),
     audit.audit: dict(
@@ -960,6 +970,12 @@ BAD = {
         (dict(gold=GRID[:1]), ValueError, "gold must be a finite tensor (B, M), got"),
         (dict(n=4), ValueError, "n must be in 1..3, the answers to a prompt, got 4"),
     ],
+    best_of_n.chosen_chance: [
+        (dict(utilities=COLUMN), ValueError, "utilities must be a finite float tenso"),
+        (dict(others=B2 * NAN), ValueError, "others must be a finite float tensor (M"),
+        (dict(n=1), ValueError, "n must be an int >= 2, got 1"),
+        (dict(temperature=0.0), ValueError, "temperature must be a number in (0, inf)"),
+    ],
     preference_loss.bradley_terry_loss: [
         (dict(rejected_scores=COLUMN), ValueError, "rejected_scores must be a finite"),
         (dict(margin=-1.0), ValueError, "margin must be None or a finite number >= 0"),
@@ -1303,6 +1319,17 @@ BAD = {
         (dict(tokenizer=None), TypeError, "tokenizer must be a Tokenizer, got None"),
         (dict(reward_model=scored), TypeError, "reward_model must be a Module, got a"),
     ],
+    arena.fit_strengths: [
+        (dict(wins=B2), ValueError, "wins must be a finite tensor (..., N, N) >= 0,"),
+        (dict(wins=COLUMN), ValueError, "wins must be a finite tensor (..., N, N) >="),
+        (dict(wins=-torch.ones(2, 2)), ValueError, "wins must be a finite tensor (..."),
+        (dict(wins=torch.eye(2)), ValueError, "wins must lead from everyone to every"),
+    ],
+    arena.strength_errors: [
+        (dict(wins=COLUMN), ValueError, "wins must be a finite tensor (..., N, N) >="),
+        (dict(strengths=B2 * NAN), ValueError, "strengths must be a finite float tens"),
+        (dict(strengths=COLUMN), ValueError, "strengths must be a finite float tensor"),
+    ],
     audit.correlation: [
         (dict(x=torch.ones(2)), ValueError, "x and y must not be constant, got equal"),
         (dict(y=COLUMN), ValueError, "y must be a finite float tensor (N,), got shape"),
@@ -1336,6 +1363,37 @@ BAD = {
     audit.adversarial_pairs: [
         (dict(prompts=[UNSAFE]), ValueError, "prompts must be ordinary, got an unsafe"),
         (dict(prompts=[PROMPT.text]), TypeError, "prompts must be a list of Prompt"),
+    ],
+    audit.order_blind: [
+        (dict(prompt="How?"), TypeError, "prompt must be a Prompt, got 'How?'"),
+        (dict(text=3), TypeError, "text must be a string, got 3"),
+    ],
+    audit.topic_blind: [
+        (dict(prompt="How?"), TypeError, "prompt must be a Prompt, got 'How?'"),
+        (dict(text=None), TypeError, "text must be a string, got None"),
+    ],
+    audit.one_change: [
+        (dict(prompt=UNSAFE), ValueError, "prompt must be ordinary and change one of"),
+        (dict(change="a typo"), ValueError, "prompt must be ordinary and change one"),
+        (dict(rng=0), TypeError, "rng must be a Random, got 0"),
+    ],
+    audit.changed_pairs: [
+        (dict(prompts=[UNSAFE]), ValueError, "prompts must be ordinary, got an unsafe"),
+        (dict(prompts=[]), ValueError, "prompts must be a list of Prompt (N,), got 0"),
+    ],
+    audit.price_list: [
+        (dict(score=None), TypeError, "score must be a function, got None"),
+        (dict(pairs=[]), ValueError, "pairs must be a list (N,), got 0 entries"),
+        (
+            dict(score=lambda dialogues: [0.0] * len(dialogues)),
+            TypeError,
+            "score must return a tensor (N,), got a list",
+        ),
+        (
+            dict(score=lambda dialogues: scored(dialogues) * NAN),
+            ValueError,
+            "score must return (5,) finite scores, got",
+        ),
     ],
     audit.accuracy_by_flaw: [
         (dict(score=JUDGE), TypeError, "RewardModel: ids must be an int64 tensor (B,"),
@@ -2150,6 +2208,7 @@ EXCEPTIONS = {
     ),
     "ppo": ("require_prompts require_sound require_judges", "speak as train_ppo"),
     "preference_loss": ("reduce_losses", "a part of each loss, which checks before"),
+    "arena": ("require_connected", "speaks as fit_strengths"),
     "audit": (
         "Audit differences_of pick said_in_order",
         "a result of audit, a part of it, parts of flawed_answer",

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from minillama.best_of_n import best_of_n_bound, best_of_n_mean, best_of_n_policy
+from minillama.best_of_n import (
+    best_of_n_bound,
+    best_of_n_mean,
+    best_of_n_policy,
+    chosen_chance,
+)
 from minillama.exact import response_kl
 
 
@@ -152,3 +157,31 @@ ONES, NAN = torch.ones(2, 3), torch.tensor([[0.0, math.nan, 1.0]] * 2)
 def test_more_bad_input_is_refused(call, error, words):
     with pytest.raises(error, match=rf"^best_of_n_\w+: {words} must"):
         call()
+
+
+def test_chosen_at_least_once_against_its_own_simulation():
+    """Draw groups of 5 answers of utility -1, 0 or 2, ask, count who ever won."""
+    rng = torch.Generator().manual_seed(0)
+    kinds, n, groups = torch.tensor([-1.0, 0.0, 2.0]), 5, 20_000
+    which = torch.randint(3, (groups, n), generator=rng)
+    u = kinds[which]  # (G, n)
+    wins = torch.rand(groups, n, n, generator=rng) < torch.sigmoid(
+        (u[:, :, None] - u[:, None, :]) / 0.5
+    )
+    upper = torch.ones(n, n).triu(1).bool()
+    won = (wins & upper) | (~wins & upper).mT  # one draw for both sides of a pair
+    ever = won.any(2)
+    expected = chosen_chance(kinds, kinds, n, temperature=0.5)
+    for kind in range(3):
+        seen = ever[which == kind].double()
+        error = (seen.var() / len(seen)).sqrt()
+        assert abs(seen.mean() - expected[kind]) < 4 * error
+
+
+def test_chosen_by_hand():
+    # it loses to either with 3/4 and 1/2: 1 - (5/8)^(n - 1)
+    chance = chosen_chance(torch.zeros(1), torch.tensor([math.log(3), 0.0]), 4)
+    assert chance.dtype == torch.float64
+    assert chance.item() == pytest.approx(1 - (5 / 8) ** 3, abs=1e-7)
+    better = chosen_chance(torch.tensor([-50.0, 0.0, 50.0]), torch.zeros(1), 2)
+    assert better.tolist() == pytest.approx([0, 0.5, 1], abs=1e-7)

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from mistakes import altered, both_tests, row_means
 
 from minillama import (
+    arena,
     audit,
+    best_of_n,
     data,
     exact,
     lm,
@@ -26,6 +28,8 @@ RIGHT = {
     "annotator": world.Annotator,
     "bayes_ceiling": world.bayes_ceiling,
     "expected_accuracy": world.expected_accuracy,
+    "fit_strengths": arena.fit_strengths,
+    "strength_errors": arena.strength_errors,
     "last_token": reward_model.last_token,
     "pool_mean": reward_model.pool_mean,
     "reward_model": reward_model.RewardModel,
@@ -37,6 +41,7 @@ RIGHT = {
     "margin_minimiser": exact.margin_minimiser,
     "centring_loss": preference_loss.centring_loss,
     "chosen_lm_loss": preference_loss.chosen_lm_loss,
+    "chosen_chance": best_of_n.chosen_chance,
     "score_normalisation": reward_model.score_normalisation,
     "length_only_accuracy": audit.length_only_accuracy,
     "brier_score": audit.brier_score,
@@ -286,6 +291,89 @@ def normalising(std=lambda x: x.std(), mean=lambda x: x.mean(), checked=True):
     return f
 
 
+def chosen_by(loses=None, chance=None):
+    """`chosen_chance` with another chance to lose, or to be chosen given that."""
+
+    def f(utilities, others, n, temperature=1.0):
+        best_of_n.chosen_chance(utilities, others, n, temperature)  # its refusals
+        behind = (others - utilities[:, None]) / temperature  # (N, M)
+        p = (loses or (lambda x: torch.sigmoid(x).mean(1)))(behind)
+        return (chance or (lambda p, n: 1 - p ** (n - 1)))(p, n)
+
+    return f
+
+
+def test_other_roads_to_the_chosen_pass(capsys):
+    reward.chosen_chance(chosen_by(lambda x: (1 / (1 + (-x).exp())).mean(1)))
+    reward.chosen_chance(
+        chosen_by(chance=lambda p, n: -torch.expm1((n - 1) * torch.log(p)))
+    )
+
+
+def after_passes(passes, explained=None):
+    """`fit_strengths` stopped early, or with other games that strengths explain."""
+
+    def f(wins):
+        arena.require_connected(wins.double())
+        wins = wins.double()
+        games = wins + wins.mT if explained is None else explained(wins)
+        strengths = torch.zeros_like(wins[..., 0])
+        for _ in range(passes):
+            p = torch.sigmoid(strengths[..., :, None] - strengths[..., None, :])
+            strengths = strengths + (wins.sum(-1) / (games * p).sum(-1)).log()
+            strengths = strengths - strengths.mean(-1, keepdim=True)
+        return strengths
+
+    return f
+
+
+def by_newton(wins):
+    """`fit_strengths` by another road: Newton's method on the log-likelihood."""
+    arena.require_connected(wins.double())
+    wins = wins.double()
+    games = wins + wins.mT
+    strengths = torch.zeros_like(wins[..., 0])
+    for _ in range(30):
+        p = torch.sigmoid(strengths[..., :, None] - strengths[..., None, :])
+        slope = (wins - games * p).sum(-1)
+        w = games * p * (1 - p)
+        information = torch.diag_embed(w.sum(-1)) - w
+        strengths = (
+            strengths + (torch.linalg.pinv(information) @ slope[..., None])[..., 0]
+        )
+    return strengths
+
+
+def share_of_games(wins):
+    """The log-odds of the share of games won, whoever the opponent was."""
+    arena.require_connected(wins.double())
+    won = wins.double().sum(-1) / (wins + wins.mT).double().sum(-1)
+    strengths = (won / (1 - won)).log()
+    return strengths - strengths.mean(-1, keepdim=True)
+
+
+def pseudo_inverse(information):
+    return torch.linalg.pinv(information, rtol=1e-6, hermitian=True)
+
+
+def errors_by(invert, weight=lambda p: p * (1 - p)):
+    """`strength_errors` with another inverse, or another weight of a game."""
+
+    def f(wins, strengths):
+        p = torch.sigmoid(strengths[..., :, None] - strengths[..., None, :]).double()
+        w = (wins + wins.mT).double() * weight(p)
+        information = torch.diag_embed(w.sum(-1)) - w
+        return invert(information).diagonal(dim1=-2, dim2=-1).sqrt()
+
+    return f
+
+
+def test_other_roads_to_the_strengths_pass(capsys):
+    reward.fit_strengths(by_newton)
+    reward.fit_strengths(after_passes(500))
+    reward.strength_errors(errors_by(pseudo_inverse))
+
+
 WRONG = [
     ("sigmoid", lambda x: 1 - world.sigmoid(-x)),
     ("sigmoid", lambda x: world.sigmoid(-x)),
@@ -323,6 +411,32 @@ WRONG = [
         altered(world.bayes_ceiling, lambda x: (x[0], x[1] / math.log(2))),
     ),
     ("bayes_ceiling", altered(world.bayes_ceiling, lambda x: (x[0], -math.log(x[0])))),
+    ("fit_strengths", after_passes(3)),
+    ("fit_strengths", after_passes(500, lambda wins: 2 * wins)),
+    ("fit_strengths", share_of_games),
+    ("fit_strengths", lambda wins: -arena.fit_strengths(wins)),
+    (
+        "fit_strengths",
+        altered(arena.fit_strengths, lambda x: x - x[..., :1]),
+    ),
+    (
+        "fit_strengths",
+        altered(arena.fit_strengths, lambda x: x / math.log(10)),
+    ),
+    (
+        "strength_errors",
+        errors_by(pseudo_inverse, weight=lambda p: torch.full_like(p, 0.25)),
+    ),
+    (
+        "strength_errors",
+        errors_by(lambda x: torch.diag_embed(1 / x.diagonal(dim1=-2, dim2=-1))),
+    ),
+    ("strength_errors", altered(arena.strength_errors, torch.square)),
+    ("strength_errors", altered(arena.strength_errors, lambda x: x * math.sqrt(2))),
+    (
+        "strength_errors",
+        lambda wins, strengths: arena.strength_errors(wins / 2, strengths),
+    ),
     (
         "expected_accuracy",
         lambda annotator, pairs, shares: sum(map(float, shares)) / len(pairs),
@@ -483,6 +597,17 @@ WRONG = [
         speaking(lambda pairs: distinct_chosen(pairs) + distinct_rejected(pairs)),
     ),
     ("chosen_lm_loss", without_gradient),
+    ("chosen_chance", chosen_by(lambda x: torch.sigmoid(-x).mean(1))),
+    ("chosen_chance", chosen_by(lambda x: torch.sigmoid(x.mean(1)))),
+    ("chosen_chance", chosen_by(lambda x: (x > 0).float().mean(1))),
+    ("chosen_chance", chosen_by(lambda x: torch.sigmoid(x).mean(0))),
+    ("chosen_chance", chosen_by(chance=lambda p, n: 1 - p**n)),
+    ("chosen_chance", chosen_by(chance=lambda p, n: (1 - p) ** (n - 1))),
+    ("chosen_chance", chosen_by(chance=lambda p, n: (n - 1) * (1 - p))),
+    (
+        "chosen_chance",
+        lambda u, others, n, temperature=1.0: best_of_n.chosen_chance(u, others, n),
+    ),
     ("score_normalisation", normalising(std=lambda x: x.std(correction=0))),
     ("score_normalisation", normalising(std=torch.var)),
     ("score_normalisation", normalising(mean=torch.median)),

@@ -30,6 +30,7 @@ LEVELS = [
         "kl",
         "gae",
         "reward_selection",
+        "arena",
     ],
     ["data", "fast", "writers"],
     ["generate", "exact", "optim", "store"],

@@ -91,10 +91,14 @@ LESSONS = {
         "collect_preferences",
         "bayes_ceiling",
         "expected_accuracy",
+        "fit_strengths",
+        "strength_errors",
     ],
     "08": ["copy_body", "last_token", "pool_mean", "RewardModel", "score_texts"],
     "09": [
         "bradley_terry_loss",
+        "PairExample",
+        "pair_example",
         "pair_scores",
         "RewardSettings",
         "pair_loss",
@@ -102,8 +106,6 @@ LESSONS = {
     ],
     "10": [
         "MARGINS",
-        "PairExample",
-        "pair_example",
         "outcome_chances",
         "margin_slope",
         "margin_minimiser",

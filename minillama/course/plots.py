@@ -160,11 +160,11 @@ def audit_figure(axes, report):
         ylabel="score of chosen - score of rejected",
         title=f"Score and length: correlation {report.correlation:+.2f}",
     )
-    right.barh(list(report.flaws), list(report.flaws.values()))
+    right.plot(list(report.flaws.values()), list(report.flaws), "o", markersize=8)
     right.axvline(0.5, color=BLACK, linestyle=":")
     right.set(
         xlabel="prefers the correct answer",
-        xlim=(0, 1),
+        xlim=(-0.03, 1.03),
         title="Correct but dull against warm but flawed",
     )
     return axes

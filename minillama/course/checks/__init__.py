@@ -68,8 +68,10 @@ from minillama.course.checks.reward import (  # noqa: F401
     brier_floor,
     brier_score,
     centring_loss,
+    chosen_chance,
     chosen_lm_loss,
     expected_accuracy,
+    fit_strengths,
     last_token,
     length_balanced,
     length_only_accuracy,
@@ -84,4 +86,5 @@ from minillama.course.checks.reward import (  # noqa: F401
     score_normalisation,
     select_reward,
     sigmoid,
+    strength_errors,
 )

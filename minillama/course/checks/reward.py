@@ -195,6 +195,80 @@ def expected_accuracy(f):
         )
 
 
+@check
+def fit_strengths(f):
+    """Check `fit_strengths(wins)`."""
+    yield (
+        "two contestants, 75 wins to 25",
+        f(torch.tensor([[0, 75], [25, 0]])),
+        torch.tensor([0.5493, -0.5493], dtype=torch.float64),
+        "a difference of ln 3, around a mean of 0; wins[i, j]: how often i beat j",
+    )
+    chain = torch.tensor([[0, 30, 0], [10, 0, 30], [0, 10, 0]])
+    yield (
+        "a chain: two that never met",
+        f(chain),
+        torch.tensor([1.0986, 0.0, -1.0986], dtype=torch.float64),
+        "games are wins of both sides, and only those that were played count",
+    )
+    # 3 to 1, 9 to 1 and 1 to 2: no strengths give exactly that
+    wins = torch.tensor([[0.0, 30.0, 90.0], [10.0, 0.0, 5.0], [10.0, 10.0, 0.0]])
+    got = f(wins)
+    p = torch.sigmoid(got[:, None] - got)
+    yield (
+        "wins that the strengths explain, contradictions included",
+        ((wins + wins.T) * p).sum(1),
+        wins.sum(1),
+        "at the best fit every contestant's wins are the wins that are expected",
+    )
+    yield (
+        "two tables side by side",
+        f(torch.stack((chain, 2 * chain.T))),
+        torch.tensor([[1.0986, 0.0, -1.0986], [-1.0986, 0.0, 1.0986]]),
+        "sum over the last dimension; twice the games do not change the strengths",
+    )
+    yield (
+        "one that has never lost",
+        error_of(lambda: f(torch.tensor([[0, 5], [0, 0]]))),
+        ValueError,
+        "no finite strength is best: require_connected(wins) refuses",
+    )
+
+
+@check
+def strength_errors(f):
+    """Check `strength_errors(wins, strengths)`."""
+    wins = torch.tensor([[0.0, 75.0], [25.0, 0.0]])
+    apart = torch.tensor([0.5493, -0.5493])
+    yield (
+        "two contestants, 75 wins to 25",
+        f(wins, apart),
+        torch.tensor([0.11547, 0.11547]),
+        "the difference has variance 1 / (100 x .75 x .25), each strength a quarter",
+    )
+    yield (
+        "a hundred times the games",
+        f(100 * wins, apart),
+        torch.tensor([0.011547, 0.011547]),
+        "a tenth of the error",
+    )
+    # Between equals w = 100 x .25 = 25: [[50, -25, -25], …] has the pseudo-inverse
+    # (1 / 75) of the identity less 1/3 of ones.
+    equals = torch.full((3, 3), 50.0).fill_diagonal_(0.0)
+    yield (
+        "three equals, 100 games each two",
+        f(equals, torch.zeros(3)),
+        torch.full((3,), 0.094281),
+        "sqrt of (2/3) / 75, the diagonal of the pseudo-inverse",
+    )
+    yield (
+        "two tables side by side",
+        f(torch.stack((wins, 4 * wins)), torch.stack((apart, apart))),
+        torch.tensor([[0.11547, 0.11547], [0.057735, 0.057735]]),
+        "sum over the last dimension",
+    )
+
+
 # ----------------------------------------------------------------------- 08 reward head
 
 
@@ -779,6 +853,49 @@ def chosen_lm_loss(f):
         error_of(lambda: f(RewardModel(tiny_llama()), [short])),
         ValueError,
         "look whether reward_model.llama.lm_head is None",
+    )
+
+
+@check
+def chosen_chance(f):
+    """Check `chosen_chance(utilities, others, n, temperature)`."""
+    # Against itself it loses with 1/2, against the other with 1/4 or 3/4.
+    two = torch.tensor([0.0, math.log(3)])
+    yield (
+        "n = 2: 1 - (1/2 + 3/4) / 2 and 1 - (1/4 + 1/2) / 2",
+        f(two, two, 2),
+        torch.tensor([0.375, 0.625]),
+        "it loses to another with sigmoid(other - utility); mean over the others",
+    )
+    yield (
+        "n = 3: 1 - .625^2 and 1 - .375^2",
+        f(two, two, 3),
+        torch.tensor([0.609375, 0.859375]),
+        "chosen at least once: 1 - P(it loses all n - 1 comparisons)",
+    )
+    yield (
+        "three answers against two others",
+        f(torch.tensor([0.0, math.log(3), 0.0]), two, 3),
+        torch.tensor([0.609375, 0.859375, 0.609375]),
+        "one chance for each answer asked about",
+    )
+    yield (
+        "a temperature of 2, and utilities twice as large",
+        f(2 * two, 2 * two, 3, 2.0),
+        torch.tensor([0.609375, 0.859375]),
+        "divide the difference by the temperature",
+    )
+    yield (
+        "at equal utilities it is 1 - 2^-(n - 1)",
+        f(torch.full((1,), 7.0), torch.full((4,), 7.0), 8),
+        torch.tensor([1 - 2.0**-7]),
+        "only differences count",
+    )
+    yield (
+        "a single answer has no comparison",
+        error_of(lambda: f(two, two, 1)),
+        ValueError,
+        "n must be at least 2",
     )
 
 
