@@ -110,7 +110,7 @@ LESSONS = {
         "margin_slope",
         "margin_minimiser",
     ],
-    "11": ["chosen_lm_loss", "chosen_chance"],
+    "11": ["chosen_lm_loss", "centring_loss", "score_normalisation"],
     "12": [
         "correlation",
         "agreement",
@@ -129,12 +129,7 @@ LESSONS = {
         "audit",
         "score_function",
     ],
-    "13": [
-        "centring_loss",
-        "score_normalisation",
-        "safety_label_loss",
-        "select_reward",
-    ],
+    "13": ["safety_label_loss", "select_reward"],
     "15": ["logit", "masked_mean", "whiten"],
     "16": [
         "exact_kl",
