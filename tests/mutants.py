@@ -51,6 +51,7 @@ TESTS = {
     "lm": ["test_lm.py"],
     "model": ["test_model.py"],
     "optim": ["test_optim.py"],
+    "policy_gradient": ["test_policy_gradient.py"],
     "ppo": ["test_ppo.py", "-k", "not exact_optimum"],
     "preference_loss": ["test_preference_loss.py"],
     "reward_model": ["test_reward_model.py"],

@@ -37,6 +37,7 @@ from minillama import (
     model,
     optim,
     pipeline,
+    policy_gradient,
     ppo,
     preference_loss,
     reward_model,
@@ -99,6 +100,8 @@ EXPERIENCE = ppo.collect_experience(
     LEARNER, OTHER, VALUE, JUDGES, PROMPT_IDS, LABELS, SHORT_PPO, G
 )
 RESPONSES = exact.enumerate_responses([1, 3], 6, 2)
+STATES = policy_gradient.token_states(RESPONSES)
+TABLE, PRAISE = torch.zeros(6, 6), torch.zeros(RESPONSES.ids.shape)
 SMALL = exact.small_policy(G)
 LOGP = torch.log_softmax(torch.zeros(3), 0)
 CHANCES = torch.full((2, 2), 0.25)
@@ -238,6 +241,20 @@ GOOD = {
     best_of_n.best_of_n_policy: dict(logp=LOGP, scores=torch.arange(3.0), n=2),
     best_of_n.best_of_n_mean: dict(scores=GRID, gold=GRID, n=2),
     best_of_n.chosen_chance: dict(utilities=B2, others=B2, n=2),
+    # policy_gradient
+    policy_gradient.reinforce_loss: dict(
+        logprobs=GRID, advantages=GRID, response_mask=ANSWER
+    ),
+    policy_gradient.leave_one_out: dict(scores=GRID),
+    policy_gradient.rewards_to_go: dict(rewards=GRID, response_mask=ANSWER),
+    policy_gradient.token_states: dict(responses=RESPONSES),
+    policy_gradient.table_logprobs: dict(
+        table=TABLE, states=STATES, responses=RESPONSES
+    ),
+    policy_gradient.answer_gradients: dict(
+        table=TABLE, states=STATES, responses=RESPONSES, advantages=PRAISE
+    ),
+    policy_gradient.gradient_variance: dict(gradients=WIDE, chances=B2),
     # preference_loss
     preference_loss.bradley_terry_loss: dict(chosen_scores=B2, rejected_scores=B2),
     preference_loss.safety_label_loss: dict(scores=B2, labels=LABELS),
@@ -975,6 +992,50 @@ BAD = {
         (dict(others=B2 * NAN), ValueError, "others must be a finite float tensor (M"),
         (dict(n=1), ValueError, "n must be an int >= 2, got 1"),
         (dict(temperature=0.0), ValueError, "temperature must be a number in (0, inf)"),
+    ],
+    policy_gradient.reinforce_loss: [
+        (dict(logprobs=BROKEN), ValueError, "logprobs must be a float tensor (B, T)"),
+        (dict(advantages=WIDE), ValueError, "advantages must be a float tensor (B, T)"),
+        (dict(advantages=COLUMN), ValueError, "advantages must be a float tensor (B,"),
+        (dict(advantages=GRID.long()), TypeError, "advantages must be a float tensor"),
+        (
+            dict(response_mask=ONE_ROW),
+            ValueError,
+            "response_mask must be a bool tensor (B, T) True in every row, got no",
+        ),
+    ],
+    policy_gradient.leave_one_out: [
+        (dict(scores=COLUMN), ValueError, "scores must have K >= 2 answers, got 1"),
+        (dict(scores=B2 * NAN), ValueError, "scores must be a finite float tensor"),
+        (dict(scores=B2.long()), TypeError, "scores must be a finite float tensor"),
+    ],
+    policy_gradient.rewards_to_go: [
+        (dict(rewards=BROKEN), ValueError, "rewards must be a float tensor (B, T)"),
+        (dict(response_mask=ANSWER.float()), TypeError, "response_mask must be a bool"),
+        (dict(response_mask=ONE_ROW), ValueError, "response_mask must be a bool"),
+        (dict(response_mask=ANSWER[:, :2]), ValueError, "response_mask must be a bool"),
+    ],
+    policy_gradient.token_states: [
+        (dict(responses=IDS), TypeError, "responses must be a Responses, got a tensor"),
+    ],
+    policy_gradient.table_logprobs: [
+        (dict(table=TABLE * NAN), ValueError, "table must be a finite float tensor"),
+        (dict(table=TABLE[0]), ValueError, "table must be a finite float tensor (S, V"),
+        (dict(states=STATES + 9), IndexError, "states must be an int64 tensor (N, T)"),
+        (dict(states=STATES.float()), TypeError, "states must be an int64 tensor (N,"),
+        (dict(responses=None), TypeError, "responses must be a Responses, got None"),
+    ],
+    policy_gradient.answer_gradients: [
+        (dict(table=TABLE + INF), ValueError, "table must be a finite float tensor"),
+        (dict(states=STATES - 1), IndexError, "states must be an int64 tensor (N, T)"),
+        (dict(advantages=PRAISE[:, :2]), ValueError, "advantages must be a float"),
+        (dict(responses=IDS), TypeError, "responses must be a Responses, got a tensor"),
+    ],
+    policy_gradient.gradient_variance: [
+        (dict(gradients=WIDE + INF), ValueError, "gradients must be a finite float"),
+        (dict(chances=LOGP), ValueError, "chances must be a float tensor (N,) in"),
+        (dict(chances=B2 * 4), ValueError, "chances must be a float tensor (N,) in"),
+        (dict(gradients=B2), ValueError, "gradients must be a finite float tensor (N,"),
     ],
     preference_loss.bradley_terry_loss: [
         (dict(rejected_scores=COLUMN), ValueError, "rejected_scores must be a finite"),

@@ -1,10 +1,11 @@
-"""Checks of lessons 15 to 20 pass the package and fail plausible mistakes."""
+"""Checks of lessons 14 to 20 pass the package and fail plausible mistakes."""
 
 import copy
 import dataclasses
 import math
 from unittest import mock
 
+import pytest
 import torch
 import torch.nn.functional as F
 from mistakes import altered, both_tests, mean_of_everything, row_means
@@ -14,6 +15,7 @@ from minillama import (
     exact,
     kl,
     lm,
+    policy_gradient,
     ppo,
     reward_model,
     whiten,
@@ -22,6 +24,10 @@ from minillama import gae as gae_module
 from minillama.course.checks import policy
 
 RIGHT = {
+    "reinforce_loss": policy_gradient.reinforce_loss,
+    "leave_one_out": policy_gradient.leave_one_out,
+    "rewards_to_go": policy_gradient.rewards_to_go,
+    "gradient_variance": policy_gradient.gradient_variance,
     "masked_mean": whiten.masked_mean,
     "logit": whiten.logit,
     "whiten": whiten.whiten,
@@ -244,7 +250,79 @@ def over_padding(logp, rewards, responses, gamma=1.0):
     return exact.exact_values(logp, rewards, everywhere, gamma)
 
 
+def reinforce(mean=None, sign=-1.0, detached=True, masked=True):
+    """REINFORCE's loss in another style; `mean` of what each token has."""
+
+    def f(logprobs, advantages, mask):
+        # its refusals
+        policy_gradient.reinforce_loss(logprobs.detach(), advantages, mask)
+        weights = advantages.detach() if detached else advantages
+        terms = weights * logprobs
+        if mean:
+            return sign * mean(terms, mask)
+        terms = torch.where(mask, terms, 0.0) if masked else terms
+        return sign * terms.sum(1).mean()
+
+    return f
+
+
+def others_by_mask(scores):
+    """Leave-one-out by a matrix with a zero diagonal."""
+    policy_gradient.leave_one_out(scores)
+    K = scores.shape[-1]
+    return scores @ (1 - torch.eye(K)) / (K - 1)
+
+
+def to_go(change=lambda x: x, masked=True):
+    def f(rewards, mask):
+        policy_gradient.rewards_to_go(rewards, mask)
+        counted = torch.where(mask, rewards, 0.0) if masked else rewards.detach()
+        return change(counted.flip(1).cumsum(1).flip(1)) * mask
+
+    return f
+
+
+def to_go_loop(rewards, mask):
+    """Rewards to go token by token."""
+    result = torch.zeros_like(policy_gradient.rewards_to_go(rewards, mask))
+    for b, t in mask.nonzero().tolist():
+        result[b, t] = rewards[b, t:][mask[b, t:]].sum().item()
+    return result
+
+
+def centred(gradients, chances):
+    """The variance as the mean squared distance from the mean."""
+    policy_gradient.gradient_variance(gradients, chances)
+    apart = gradients - (chances[:, None] * gradients).sum(0)
+    return (chances * apart.square().sum(1)).sum()
+
+
 WRONG = [
+    ("reinforce_loss", reinforce(sign=1.0)),
+    ("reinforce_loss", reinforce(mean=whiten.masked_mean)),
+    ("reinforce_loss", reinforce(mean=row_means)),
+    ("reinforce_loss", reinforce(detached=False)),
+    ("reinforce_loss", reinforce(masked=False)),
+    # 0 * NaN on padding
+    ("reinforce_loss", reinforce(mean=lambda x, mask: (x * mask).sum(1).mean())),
+    ("leave_one_out", lambda x: x.mean(-1, keepdim=True).expand_as(x)),
+    ("leave_one_out", lambda x: (x.sum() - x) / (x.numel() - 1)),
+    ("leave_one_out", lambda x: (x.sum(-1, keepdim=True) - x) / x.shape[-1]),
+    ("leave_one_out", altered(policy_gradient.leave_one_out, torch.neg)),
+    (
+        "leave_one_out",
+        lambda x: (x.sum(-1, keepdim=True) - x) / max(x.shape[-1] - 1, 1),
+    ),
+    ("rewards_to_go", to_go(masked=False)),
+    ("rewards_to_go", to_go(lambda x: x.roll(-1, 1))),
+    ("rewards_to_go", to_go(lambda x: x.flip(1))),
+    ("rewards_to_go", to_go(lambda x: x[:, :1].expand_as(x))),
+    ("rewards_to_go", to_go()),  # rewards keep a gradient
+    ("gradient_variance", lambda g, p: g.var(0).sum()),
+    ("gradient_variance", lambda g, p: p @ g.square().sum(1)),
+    ("gradient_variance", lambda g, p: centred(g, p).sqrt()),
+    ("gradient_variance", lambda g, p: centred(g, p) / g.shape[1]),
+    ("gradient_variance", lambda g, p: centred(g, torch.full_like(p, 1 / len(p)))),
     ("masked_mean", mean_of_everything),
     ("masked_mean", lambda x, m: (x * m).sum() / m.numel()),
     ("masked_mean", lambda x, m: row_means(x.nan_to_num(), m)),
@@ -432,3 +510,17 @@ WRONG = [
 
 
 test_the_package_passes, test_mistakes_are_caught = both_tests(policy, RIGHT, WRONG)
+
+
+# Right answers in another style than the package's, of lesson 14.
+ANOTHER_STYLE = {
+    "reinforce_loss": reinforce(),
+    "leave_one_out": others_by_mask,
+    "rewards_to_go": to_go_loop,
+    "gradient_variance": centred,
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER_STYLE)
+def test_another_style_passes(name):
+    getattr(policy, name)(ANOTHER_STYLE[name])

@@ -142,6 +142,15 @@ LESSONS = {
         "safety_label_loss",
         "select_reward",
     ],
+    "14": [
+        "reinforce_loss",
+        "leave_one_out",
+        "rewards_to_go",
+        "token_states",
+        "table_logprobs",
+        "answer_gradients",
+        "gradient_variance",
+    ],
     "15": ["logit", "masked_mean", "whiten"],
     "16": [
         "exact_kl",

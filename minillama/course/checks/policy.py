@@ -1,4 +1,4 @@
-"""Checks of lessons 15 to 20: whitening, KL, advantages, PPO, the best of n."""
+"""Checks of lessons 14 to 20: from the policy gradient to PPO and the best of n."""
 
 import math
 
@@ -9,6 +9,159 @@ from minillama.course.checks.case import check, error_of, gradient, row, tiny_ll
 from minillama.exact import Responses
 from minillama.ppo import Experience, PPOSettings
 from minillama.reward_model import RewardModel, ValueModel
+
+# ------------------------------------------------------------------ 14 policy gradient
+
+
+@check
+def reinforce_loss(f):
+    """Check `reinforce_loss(logprobs, advantages, response_mask)`."""
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -50.0, -70.0]])
+    advantages = torch.tensor([[1.0, 2.0, -1.0], [-3.0, 90.0, 90.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    yield (
+        "a sum over tokens, a mean over answers",
+        f(logprobs, advantages, mask),
+        torch.tensor(-5.0),  # row 1: -1 - 4 + 3 = -2, row 2: 12, minus their mean
+        "add up advantage * logprob over the response tokens, divide by 2 answers",
+    )
+    yield (
+        "the gradient of a logprob is -A / 2, and 0 off the response",
+        gradient(lambda x: f(x, advantages, mask), logprobs),
+        torch.tensor([[-0.5, -1.0, 0.5], [1.5, 0.0, 0.0]]),
+        "a step down the loss must raise what has a positive advantage",
+    )
+    yield (
+        "advantages are constants",
+        gradient(lambda a: f(logprobs, a, mask), advantages),
+        torch.zeros(2, 3),
+        "detach them: they may come from a model that must not learn here",
+    )
+    broken = torch.where(mask, logprobs, math.nan)
+    yield (
+        "padding may be NaN",
+        f(broken, advantages, mask),
+        torch.tensor(-5.0),
+        "0 * NaN is NaN; index with the mask",
+    )
+    yield (
+        "different shapes are refused",
+        error_of(lambda: f(logprobs, advantages[:, :1], mask)),
+        ValueError,
+        "(B, 1) would broadcast",
+    )
+
+
+@check
+def leave_one_out(f):
+    """Check `leave_one_out(scores)`."""
+    yield (
+        "three answers by hand",
+        f(torch.tensor([1.0, 2.0, 6.0])),
+        torch.tensor([4.0, 3.5, 1.5]),  # (2 + 6) / 2, (1 + 6) / 2, (1 + 2) / 2
+        "the mean of the *others*: leave the answer itself out",
+    )
+    yield (
+        "rows are prompts",
+        f(torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])),
+        torch.tensor([[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]),
+        "sum over the last dimension only",
+    )
+    yield (
+        "two answers are each other's baseline",
+        f(torch.tensor([-1.0, 5.0])),
+        torch.tensor([5.0, -1.0]),
+        "divide by K - 1",
+    )
+    scores = torch.tensor([3.0, 1.0, 4.0, 1.0])
+    slopes = [gradient(lambda x, i=i: f(x)[i], scores)[i].item() for i in range(4)]
+    yield (
+        "a baseline does not depend on its own answer",
+        slopes,
+        [0.0] * 4,
+        "or the gradient shrinks: with the mean of all K by (K - 1) / K",
+    )
+    yield (
+        "one answer alone is refused",
+        error_of(lambda: f(torch.tensor([[3.0], [1.0]]))),
+        ValueError,
+        "there is no other; K - 1 is 0",
+    )
+
+
+@check
+def rewards_to_go(f):
+    """Check `rewards_to_go(rewards, response_mask)`."""
+    rewards = torch.tensor([[1.0, 2.0, 3.0], [9.0, 4.0, 9.0]])
+    mask = torch.tensor([[True, True, True], [False, True, False]])
+    yield (
+        "1, 2, 3 leave 6, 5, 3; 0 off the response",
+        f(rewards, mask),
+        torch.tensor([[6.0, 5.0, 3.0], [0.0, 4.0, 0.0]]),
+        "add up from the right, the token's own reward included, over response tokens",
+    )
+    yield (
+        "a score at the end is everyone's",
+        f(torch.tensor([[0.0, 0.0, 2.0, 7.0]]), torch.tensor([[True] * 3 + [False]])),
+        torch.tensor([[2.0, 2.0, 2.0, 0.0]]),
+        "what stands on padding is no reward",
+    )
+    yield (
+        "off the response there may be NaN",
+        f(torch.where(mask, rewards, math.nan), mask),
+        torch.tensor([[6.0, 5.0, 3.0], [0.0, 4.0, 0.0]]),
+        "0 * NaN is NaN; use torch.where",
+    )
+    yield (
+        "rewards are data",
+        gradient(lambda x: f(x, mask), rewards),
+        torch.zeros(2, 3),
+        "detach them",
+    )
+    yield (
+        "a mask of floats is refused",
+        error_of(lambda: f(rewards, mask.float())),
+        TypeError,
+        "compare mask.dtype",
+    )
+
+
+@check
+def gradient_variance(f):
+    """Check `gradient_variance(gradients, chances)`."""
+    three = torch.tensor([[0.0, 0.0], [2.0, 2.0], [2.0, 2.0]])
+    chances = torch.tensor([0.5, 0.25, 0.25])
+    yield (
+        "half (0, 0), half (2, 2): each entry has the variance 1",
+        f(three, chances),
+        torch.tensor(2.0),
+        "E of the squared length, 4, minus the squared length of the mean, 2",
+    )
+    yield (
+        "weighed by the chances",
+        f(torch.tensor([[0.0], [4.0]]), torch.tensor([0.75, 0.25])),
+        torch.tensor(3.0),  # 0.25 * 16 - 1
+        "an unweighted mean gives 4",
+    )
+    yield (
+        "a constant added to all changes nothing",
+        f(three + 10, chances),
+        torch.tensor(2.0),
+        "take the mean off",
+    )
+    yield (
+        "gradients that agree do not scatter",
+        f(torch.ones(2, 3), torch.tensor([0.5, 0.5])),
+        torch.tensor(0.0),
+        "the squared length of the mean must be taken off",
+    )
+    yield (
+        "one chance an answer",
+        error_of(lambda: f(three, chances[:2])),
+        ValueError,
+        "rows are answers",
+    )
+
 
 # ---------------------------------------------------------------------------- 15 whiten
 
