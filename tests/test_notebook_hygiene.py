@@ -60,6 +60,7 @@ LESSONS = {
     ],
     "04": [
         "LlamaConfig",
+        "rotary_table",
         "Block",
         "Llama",
         "draw_weights",
