@@ -140,6 +140,8 @@ def check_tensors(expected, found, caller):
 
 def one_dtype(found, dtype, caller):
     """The dtype to load: the one asked for, or the only one there is."""
+    if dtype not in (None, *DTYPES.values()):
+        raise ValueError(f"{caller}: dtype must be of weights or None, got {dtype}")
     dtypes = sorted({str(DTYPES[word]) for _, _, word in found.values()})
     if dtype is None and len(dtypes) > 1:
         raise ValueError(

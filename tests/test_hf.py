@@ -283,6 +283,11 @@ def test_a_body_without_a_head_is_no_checkpoint(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def saved(folder):
+    save_llama(Llama(LlamaConfig(40, 8, 1, 2, 1, 16, 64)), folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
@@ -292,6 +297,11 @@ def test_a_body_without_a_head_is_no_checkpoint(tmp_path):
             lambda folder: load_llama(folder, device=1.5),
             TypeError,
             "load_llama: device",
+        ),
+        (
+            lambda folder: load_llama(saved(folder), torch.int8),
+            ValueError,
+            "load_llama: dtype must be of weights or None, got torch.int8",
         ),
         (lambda folder: save_llama({}, folder), TypeError, "save_llama: model"),
         (lambda folder: load_llama(folder), FileNotFoundError, ".*config.json"),
@@ -447,6 +457,15 @@ def test_an_index_and_its_files_must_agree(sharded, change, error, words):
     edit_index(sharded, change)
     with pytest.raises(error, match=f"^load_llama: {words}"):
         load_llama(sharded)
+
+
+def test_rotary_tables_of_old_shards_are_passed_over(sharded):
+    name, before = "model.layers.0.self_attn.rotary_emb.inv_freq", load_llama(sharded)
+    [*_, last] = sorted(sharded.glob("*.safetensors"))
+    save_file(load_file(last) | {name: torch.ones(4)}, last)
+    for change in ({}, {name: last.name}):  # not in the index, and in it
+        edit_index(sharded, lambda index, more=change: index.update(more))
+        assert torch.equal(load_llama(sharded)(LONG), before(LONG))
 
 
 def test_a_shard_that_is_missing_or_torn_is_named(sharded):
