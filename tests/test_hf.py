@@ -530,17 +530,17 @@ def test_a_loaded_model_lies_in_its_file_and_leaves_it_alone(theirs):
     ]
 
 
-# Peak of the process while a model is loaded and each of its weights read, above what
+# Peak of the process while a model is loaded and each of its pages read, above what
 # the process held before, over the size of the model.
 MEASURE = """
 import resource, sys, torch
 from minillama.hf import load_llama
 resident = next(x for x in open("/proc/self/status") if x.startswith("VmRSS")).split()
 model = load_llama(sys.argv[1], getattr(torch, sys.argv[2]))
-total = sum(float(x.detach().sum()) for x in model.parameters())
+pages = [x.detach().flatten()[::1024].sum() for x in model.parameters()]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - int(resident[1])
 size = sum(x.numel() * x.element_size() for x in model.parameters()) / 1024
-assert total > 0 and size > 1e6, (total, size)
+assert size > 1e6
 print(peak / size)
 """
 
@@ -549,12 +549,12 @@ print(peak / size)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_loading_takes_no_second_copy(tmp_path, dtype):
     """1 GB as its file has it, mapped, and converted from a file of half the size."""
-    layers = 9 if dtype == "bfloat16" else 2
+    layers = 9 if dtype == "bfloat16" else 3
     config = LlamaConfig(32000, 2048, layers, 32, 4, 5632, 2048)
     with torch.device("meta"):
         model = Llama(config).bfloat16()
     names = [_theirs(name) for name, _ in model.named_parameters()]
-    tensors = [torch.ones_like(x, device="cpu") for x in model.parameters()]
+    tensors = [torch.zeros_like(x, device="cpu") for x in model.parameters()]
     half = len(names) // 2
     files = {"a.safetensors": slice(half), "b.safetensors": slice(half, None)}
     for file, part in files.items():
