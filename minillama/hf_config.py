@@ -81,33 +81,34 @@ def refuse(caller, faults):
         )
 
 
-def _read_rope(settings, caller):
-    """The base of the rotary wavelengths and the scaling of a config.json, or None."""
+def _rope_of(settings, caller):
+    """The type of RoPE scaling of a config.json and its dict, of whichever edition."""
     old, new = (settings.get(x) or {} for x in ("rope_scaling", "rope_parameters"))
     if old and new and old != new:
         refuse(caller, ["rope_scaling and rope_parameters that differ"])
     rope = dict(old or new)
-    theta = rope.pop("rope_theta", settings.get("rope_theta", 10000.0))
-    kinds = {rope.pop("type", None), rope.pop("rope_type", None)} - {None} or {
-        "default"
-    }
-    kind = " and ".join(sorted(map(str, kinds)))
+    kinds = {rope.pop(name, None) for name in ("type", "rope_type")} - {None}
     if rope.get("partial_rotary_factor") == 1.0:
         del rope["partial_rotary_factor"]
-    if kind == "default":
-        refuse(caller, [f"rope setting {name} {rope[name]!r}" for name in rope])
-        return theta, None
-    if kind not in SCALINGS:
+    return " and ".join(sorted(map(str, kinds))) or "default", rope
+
+
+def _read_rope(settings, caller):
+    """The base of the rotary wavelengths and the scaling of a config.json, or None."""
+    kind, rope = _rope_of(settings, caller)
+    theta = rope.pop("rope_theta", settings.get("rope_theta", 10000.0))
+    if kind != "default" and kind not in SCALINGS:
         refuse(caller, [f"an unsupported rope type {kind}"])
-    scaling, fields = SCALINGS[kind]
-    faults = [f"no {x} for rope type {kind}" for x in fields.values() if x not in rope]
-    faults += [
-        f"rope setting {x} {rope[x]!r}" for x in rope if x not in fields.values()
-    ]
-    outside = settings.get("original_max_position_embeddings")
-    if outside is not None and outside != rope.get("original_max_position_embeddings"):
-        faults += [f"original_max_position_embeddings {outside} beside the rope's own"]
+    scaling, fields = SCALINGS.get(kind, (None, {}))
+    wanted = fields.values()
+    faults = [f"no {name} for rope type {kind}" for name in wanted if name not in rope]
+    faults += [f"rope setting {x} {rope[x]!r}" for x in rope if x not in wanted]
+    length = "original_max_position_embeddings"  # some files have it outside, too
+    if length in rope and settings.get(length, rope[length]) != rope[length]:
+        faults += [f"{length} {settings[length]} beside the rope's {rope[length]}"]
     refuse(caller, faults)
+    if scaling is None:
+        return theta, None
     return theta, scaling(**{ours: rope[theirs] for ours, theirs in fields.items()})
 
 
@@ -150,9 +151,9 @@ def read_config(settings, architecture, caller):
 
 
 def write_config(config, architecture, dtype, special_ids):
-    """Return the dict of a config.json, for transformers 4 and 5.
+    """Return the dict of a config.json, of a `LlamaConfig`, a dtype and `SpecialIds`.
 
-    From a `LlamaConfig`, the dtype of the weights and `SpecialIds`.
+    RoPE stands under transformers 4's names, which 5 reads as well.
     """
     settings = {
         "architectures": [architecture],

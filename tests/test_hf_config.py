@@ -92,7 +92,7 @@ def test_rope_of_every_edition(settings, theta, scaling):
         ),
         (
             {"rope_scaling": LLAMA3, "original_max_position_embeddings": 4096},
-            "original_max_position_embeddings 4096 beside the rope's own",
+            "original_max_position_embeddings 4096 beside the rope's 8192",
         ),
         ({"partial_rotary_factor": 0.5}, "an unsupported partial_rotary_factor 0.5"),
         ({"attention_dropout": 0.1}, "an unsupported attention_dropout 0.1"),
