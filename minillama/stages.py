@@ -95,7 +95,7 @@ class Settings:
     # Supervised fine-tuning imitates this many dialogues.
     demonstrations: int = 8_000
     # The helpfulness model learns from the compared answers to this many prompts.
-    helpfulness_prompts: int = 7_000
+    helpfulness_prompts: int = 5_500
     # The safety model learns from the compared answers to this many prompts.
     safety_prompts: int = 600
     # Each of those prompts has this many answers; 12 make 66 comparisons.

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
-    ["sources", "rope_scaling"],
+    ["sources"],
     [
         "model",
         "tokenizer",
@@ -32,8 +32,8 @@ LEVELS = [
         "reward_selection",
         "arena",
     ],
-    ["data", "fast", "writers", "llama_tokenizer", "hf_config", "hf_files"],
-    ["generate", "exact", "optim", "store", "preference_file"],
+    ["data", "fast", "writers"],
+    ["generate", "exact", "optim", "store"],
     ["lm", "reward_model"],
     [
         "ladder",
