@@ -1,137 +1,84 @@
-"""Hugging Face LLaMA checkpoints: a folder with config.json and one model.safetensors.
+"""Hugging Face LLaMA checkpoints: a folder's weights in and out, never a pickle.
 
 `Llama` has Hugging Face's layout already (half-split rotary pairs, separate
-projections, no biases), so the mapping of names is a prefix: all but lm_head.weight
-stand below "model.". Loading is strict: a tensor that is missing, unexpected or of
-another shape is an error that names it, and so is a setting that this model does not
-have. Nothing is guessed. Left out: checkpoints in several files, rope scaling, biases,
-tokenizers.
+projections, no biases), so the mapping of names is a prefix: all but lm_head.weight and
+score.weight stand below "model.". hf_config.py has the settings and hf_files.py the
+files. Reading is strict: a tensor that is missing, unexpected or of another shape is an
+error that names it, and so is a setting that `Llama` does not have. Nothing is guessed.
+
+A loaded model may use its file's own pages, so a file must not be changed in place
+meanwhile. `save_llama` and `save_reward_model` put a new one in its place.
+
+Left out: writing several files, biases, quantised weights, tokenizers.
 """
 
 import json
+import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from minillama.contracts import expects
-from minillama.model import Llama, LlamaConfig
-from minillama.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from minillama.hf_config import (
+    COURSE_IDS,
+    read_config,
+    read_special_ids,
+    write_config,
+)
+from minillama.hf_files import (
+    INDEX,
+    SINGLE,
+    check_tensors,
+    headers,
+    mapped,
+    one_dtype,
+    read_json,
+    read_tensors,
+)
+from minillama.model import Llama
+from minillama.reward_model import RewardModel
 
-FIELDS = {  # LlamaConfig's name -> Hugging Face's
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "ffn_dim": "intermediate_size",
-    "max_seq_len": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-}
+LM, JUDGE = "LlamaForCausalLM", "LlamaForSequenceClassification"
+HEAD, TABLE, SCORE = "lm_head.weight", "model.embed_tokens.weight", "score.weight"
 
 
-def _ours_to_hf(name):
-    return name if name.startswith("lm_head.") else f"model.{name}"
+def _theirs(name):
+    """Hugging Face's name of a tensor of a `Llama` or a `RewardModel`."""
+    name = name.removeprefix("llama.")
+    return name if name in (HEAD, SCORE) else f"model.{name}"
 
 
-def _hf_to_ours(name):
-    return name.removeprefix("model.")
+# --------------------------------------------------------------------------------------
+# Reading
 
 
-def _read_config(config):
-    """A `LlamaConfig` from the dict of a config.json."""
-    optional = {
-        "num_key_value_heads": config.get("num_attention_heads"),
-        "tie_word_embeddings": False,
-    }
-    config = {**optional, **config}
-    missing = [theirs for theirs in FIELDS.values() if config.get(theirs) is None]
-    if missing:
+def _drop_tied(found, caller):
+    """Drop an lm_head beside the table that it is tied to; refuse another one."""
+    head, table = (mapped(found[x][0], [x], caller)[x] for x in (HEAD, TABLE))
+    if head.dtype != table.dtype or not torch.equal(head, table):
         raise ValueError(
-            f"load_llama: config.json must have {', '.join(missing)}, got none of them"
+            f"{caller}: {HEAD} must equal {TABLE}, as tie_word_embeddings says, "
+            "got another"
         )
-    ropes = [config.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
-    rope_types = {rope.get("rope_type", rope.get("type", "default")) for rope in ropes}
-    unsupported = {
-        "model_type": config.get("model_type", "llama") != "llama",
-        "hidden_act": config.get("hidden_act", "silu") != "silu",
-        "attention_bias": config.get("attention_bias", False),
-        "mlp_bias": config.get("mlp_bias", False),
-        "rope type": rope_types != {"default"},
-        "head_dim": (config.get("head_dim") or 0) * config["num_attention_heads"]
-        not in (0, config["hidden_size"]),
-    }
-    wrong = [name for name, is_wrong in unsupported.items() if is_wrong]
-    if wrong:
-        raise ValueError(
-            "load_llama: config.json must describe a plain LLaMA, got an unsupported "
-            f"{', '.join(wrong)}"
-        )
-    return LlamaConfig(
-        **{ours: config[theirs] for ours, theirs in FIELDS.items()},
-        rope_theta=ropes[0].get("rope_theta", config.get("rope_theta", 10000.0)),
-    )
+    return {name: where for name, where in found.items() if name != HEAD}
 
 
-def _hf_config(config, dtype):
-    """The dict of a config.json from a `LlamaConfig` and the dtype of the weights."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "head_dim": config.head_dim,
-        "rope_theta": config.rope_theta,
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "pad_token_id": PAD_ID,
-        "dtype": str(dtype).removeprefix("torch."),
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-    }
-
-
-def _check_tensors(expected, found):
-    """Hold the names, shapes and types of tensors against those of a model."""
-    faults = [f"missing {name}" for name in expected if name not in found]
-    faults += [f"unexpected {name}" for name in found if name not in expected]
-    faults += [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    faults += [
-        f"{name} is {tensor.dtype}"
-        for name, tensor in found.items()
-        if not tensor.is_floating_point()
-    ]
-    if faults:
-        raise ValueError(
-            "load_llama: the tensors must be those of the config, got "
-            + "; ".join(faults)
-        )
-
-
-def _read_tensors(path, config, expected):
-    """The tensors of a file by our names, held against those of the model."""
-    tensors = {
-        _hf_to_ours(name): tensor
-        for name, tensor in load_file(path).items()
-        # Old checkpoints hold the rotary tables, which follow from the config.
-        if not name.endswith("rotary_emb.inv_freq")
-    }
-    tied = config.tie_embeddings
-    if tied and "embed_tokens.weight" in tensors:
-        tensors.setdefault("lm_head.weight", tensors["embed_tokens.weight"])
-    _check_tensors(expected, tensors)
-    table, head = tensors["embed_tokens.weight"], tensors["lm_head.weight"]
-    if tied and not torch.equal(head.float(), table.float()):
-        raise ValueError(
-            "load_llama: lm_head.weight must equal embed_tokens.weight, as "
-            "tie_word_embeddings says, got another"
-        )
-    return tensors
+def _read_state(model, folder, tied, dtype, device, caller):
+    """A checkpoint's tensors by our names, held against a model on the meta device."""
+    ours = {_theirs(name): name for name, _ in model.named_parameters()}
+    shapes = {_theirs(name): tuple(x.shape) for name, x in model.named_parameters()}
+    found = headers(folder, caller)
+    if tied and HEAD in found:
+        shapes[HEAD] = shapes[TABLE]
+    check_tensors(shapes, found, caller)
+    if tied and HEAD in found:
+        found = _drop_tied(found, caller)
+    body = {name: where for name, where in found.items() if name != SCORE}
+    dtypes = dict.fromkeys(body, one_dtype(body, dtype, caller))
+    dtypes[SCORE] = torch.float32  # as every reward model's head
+    tensors = read_tensors(found, dtypes, device, caller)
+    return {ours[name]: tensor for name, tensor in tensors.items()}
 
 
 @expects(
@@ -142,50 +89,131 @@ def _read_tensors(path, config, expected):
 def load_llama(folder, dtype=None, device=None):
     """Read a LlamaForCausalLM checkpoint: a `Llama` in eval mode.
 
-    With dtype None the tensors keep the file's, which must be one for all. Raises
-    FileNotFoundError without config.json or model.safetensors, and ValueError for a
-    checkpoint in several files, a setting that `Llama` does not have, or tensors that
-    do not fit.
+    With dtype None the tensors keep the files', which must be one for all. Raises
+    FileNotFoundError without config.json or safetensors files, and ValueError for a
+    setting that `Llama` does not have or tensors that do not fit.
     """
-    folder = Path(folder)
-    if (folder / "model.safetensors.index.json").exists():
-        raise ValueError(
-            "load_llama: folder must hold one model.safetensors, got several files: "
-            f"{folder}"
-        )
-    config = _read_config(
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    )
+    folder, caller = Path(folder), "load_llama"
+    config = read_config(read_json(folder / "config.json", caller), LM, caller)
     with torch.device("meta"):
         model = Llama(config)
-    tensors = _read_tensors(folder / "model.safetensors", config, model.state_dict())
-    dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
-    if dtype is None and len(dtypes) > 1:
-        raise ValueError(
-            "load_llama: dtype must be given where a checkpoint mixes several, got "
-            f"None for {', '.join(dtypes)}"
-        )
-    model.load_state_dict(tensors, assign=True)
-    if config.tie_embeddings:
+    tied = config.tie_embeddings
+    state = _read_state(model, folder, tied, dtype, device, caller)
+    if tied:
+        state["lm_head.weight"] = state["embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    if tied:
         model.lm_head.weight = model.embed_tokens.weight
-    return model.to(device=device, dtype=dtype).eval()
+    return model.eval()
 
 
-@expects("model: Llama", "folder: text or Path")
-def save_llama(model, folder):
-    """Write config.json and model.safetensors, for transformers' LlamaForCausalLM."""
+@expects(
+    "folder: text or Path",
+    "dtype: dtype or None",
+    "device: text or device or int or None",
+)
+def load_reward_model(folder, dtype=None, device=None):
+    """Read a LlamaForSequenceClassification checkpoint of one label, in eval mode.
+
+    A `RewardModel` that pools the last token. dtype is that of the body, as for
+    `load_llama`; the head is float32. Scores are normalised if `save_reward_model`
+    wrote a normalisation, raw if not. Raises as `load_llama` does.
+    """
+    folder, caller = Path(folder), "load_reward_model"
+    settings = read_json(folder / "config.json", caller)
+    config = read_config(settings, JUDGE, caller)
+    with torch.device("meta"):
+        model = RewardModel(Llama(config))
+    state = _read_state(model, folder, False, dtype, device, caller)
+    for name in ("score_mean", "score_std"):
+        state[name] = torch.zeros((), device=device)
+    model.load_state_dict(state, assign=True)
+    model.set_normalisation(
+        settings.get("score_mean", 0.0), settings.get("score_std", 1.0)
+    )
+    return model.eval()
+
+
+@expects("folder: text or Path")
+def load_special_ids(folder):
+    """Read the `SpecialIds` of a checkpoint, to be written again when it is saved."""
+    path = Path(folder) / "config.json"
+    return read_special_ids(read_json(path, "load_special_ids"))
+
+
+# --------------------------------------------------------------------------------------
+# Writing
+
+
+def _write(folder, settings, tensors, caller):
+    """Write config.json and model.safetensors; what was mapped of an old one stays."""
+    if (folder / INDEX).exists():
+        raise ValueError(
+            f"{caller}: folder must hold no checkpoint in several files, got {INDEX} "
+            f"in {folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    unfinished = folder / f"{SINGLE}.unfinished"
+    try:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+        os.replace(unfinished, folder / SINGLE)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    (folder / "config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+@expects("model: Llama", "folder: text or Path", "special_ids: SpecialIds")
+def save_llama(model, folder, special_ids=COURSE_IDS):
+    """Write config.json and model.safetensors, for transformers' LlamaForCausalLM.
+
+    `special_ids`: those of the model's tokenizer, the course's unless said otherwise;
+    of a model that was loaded, `load_special_ids` of its folder.
+    """
     if model.lm_head is None:
         raise ValueError("save_llama: model must have an lm_head, got a body without")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {_theirs(name): x for name, x in model.named_parameters()}
+    dtype = model.norm.weight.dtype
+    settings = write_config(model.config, LM, dtype, special_ids)
+    _write(Path(folder), settings, tensors, "save_llama")
+
+
+@expects("reward_model: RewardModel", "folder: text or Path", "special_ids: SpecialIds")
+def save_reward_model(reward_model, folder, special_ids=COURSE_IDS):
+    """Write a checkpoint for transformers' LlamaForSequenceClassification, one label.
+
+    Its numbers are `raw_scores`: a head without bias cannot hold a mean. The
+    normalisation stands in config.json, as score_mean and score_std, for
+    `load_reward_model`. An lm_head is left out. transformers finds the last token by
+    its id: the first from the right that is not `special_ids.pad`, which therefore
+    must be an id that ends no text. Raises ValueError for pooling by the mean, which
+    transformers does not have, and for such a pad id.
+    """
+    caller, config = "save_reward_model", reward_model.llama.config
+    if reward_model.pooling != "last":
+        raise ValueError(
+            f"{caller}: reward_model must pool the last token, got "
+            f"{reward_model.pooling!r}"
+        )
+    pad, eos = special_ids.pad, special_ids.eos
+    ends = eos if isinstance(eos, list | tuple) else [eos]
+    if pad is None or pad in ends or pad >= config.vocab_size:
+        raise ValueError(
+            f"{caller}: special_ids.pad must be an id below {config.vocab_size} other "
+            f"than eos, got {pad} beside {eos}"
+        )
     tensors = {
-        _ours_to_hf(name): tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
+        _theirs(name): x
+        for name, x in reward_model.named_parameters()
+        if name != "llama.lm_head.weight"
     }
-    if model.config.tie_embeddings:
-        del tensors["lm_head.weight"]  # one tensor, stored once
-    config = _hf_config(model.config, model.norm.weight.dtype)
-    (folder / "config.json").write_text(
-        json.dumps(config, indent=2) + "\n", encoding="utf-8"
-    )
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    dtype = reward_model.llama.norm.weight.dtype
+    settings = write_config(config, JUDGE, dtype, special_ids) | {
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "score_mean": reward_model.score_mean.item(),
+        "score_std": reward_model.score_std.item(),
+    }
+    _write(Path(folder), settings, tensors, caller)

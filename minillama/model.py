@@ -5,7 +5,8 @@ with the grouped-query attention of Llama 2 (arXiv 2307.09288, section 2.2). Par
 are named and laid out as in Hugging Face's LlamaForCausalLM, so that a checkpoint maps
 one to one (see hf.py).
 
-Left out: dropout, biases, rope scaling, sliding windows, fused attention kernels.
+Left out: dropout, biases, sliding windows, fused attention kernels. RoPE with slower
+frequencies, as Llama 3.1 has it, stands in rope_scaling.py.
 
 Shapes in the comments: B batch, T new tokens, S tokens attended to (cached ones
 included), D width, H heads, K key/value heads, G = H/K query heads per key/value head,
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillama.contracts import expects
+from minillama.rope_scaling import scaled_cos_sin
 
 
 @expects(
@@ -32,6 +34,8 @@ from minillama.contracts import expects
     "n_heads: int >= 1, a multiple of n_kv_heads",
     "rope_theta, norm_eps: finite number > 0",
     "tie_embeddings: flag",
+    "head_size: int >= 2 or None",
+    "rope_scaling: LinearScaling or Llama3Scaling or None",
 )
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -47,11 +51,19 @@ class LlamaConfig:
     rope_theta: float = 10000.0  # Rotary wavelengths grow towards 2 pi rope_theta.
     norm_eps: float = 1e-5  # RMSNorm adds this to the mean square.
     tie_embeddings: bool = False  # If True, lm_head is the embedding table itself.
+    head_size: int | None = None  # An even head_dim; None: dim / n_heads.
+    rope_scaling: object = None  # For texts longer than in pretraining; None: as is.
+
+    def __post_init__(self):
+        if self.head_dim % 2:
+            raise ValueError(
+                f"LlamaConfig: head_size must be even or None, got {self.head_size}"
+            )
 
     @property
     def head_dim(self):
         """The size of one attention head."""
-        return self.dim // self.n_heads
+        return self.head_size or self.dim // self.n_heads
 
 
 @expects("dim: int >= 1", "eps: finite number > 0")
@@ -100,6 +112,15 @@ def rope_cos_sin(positions, head_dim, theta=10000.0):
     frequency = theta ** (-pair / head_dim)  # (E/2,) radians per position
     angle = positions[..., None, None].float() * frequency  # (..., T, 1, E/2)
     return angle.cos(), angle.sin()
+
+
+def rotary_table(positions, config):
+    """Return `rope_cos_sin` of positions (..., T) as a config says, scaled or not."""
+    if config.rope_scaling is None:
+        return rope_cos_sin(positions, config.head_dim, config.rope_theta)
+    return scaled_cos_sin(
+        positions, config.head_dim, config.rope_theta, config.rope_scaling
+    )
 
 
 def rotate(x, cos, sin):
@@ -235,7 +256,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
         self.layer = layer
-        wide, narrow = config.dim, config.n_kv_heads * config.head_dim
+        wide = config.n_heads * config.head_dim  # dim, but for an explicit head_size
+        narrow = config.n_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.dim, wide, bias=False)
         self.k_proj = nn.Linear(config.dim, narrow, bias=False)
         self.v_proj = nn.Linear(config.dim, narrow, bias=False)
@@ -393,7 +415,7 @@ class Llama(nn.Module):
         require_fit(self, ids, mask, cache)
         positions, key_mask = positions_and_keys(ids, mask, cache)
         x = self.embed_tokens(ids)  # (B, T, D)
-        cos, sin = rope_cos_sin(positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary_table(positions, self.config)
         bias = attention_bias(key_mask, ids.shape[1])  # (B or 1, 1, 1, T, S)
         return x, cos.to(x.dtype), sin.to(x.dtype), bias
 

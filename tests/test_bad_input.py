@@ -18,6 +18,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentences import llama_layout
 
 import minillama
 from minillama import (
@@ -31,17 +32,21 @@ from minillama import (
     generate,
     grammar,
     hf,
+    hf_config,
     kl,
     ladder,
+    llama_tokenizer,
     lm,
     model,
     optim,
     pipeline,
     policy_gradient,
     ppo,
+    preference_file,
     preference_loss,
     reward_model,
     reward_selection,
+    rope_scaling,
     stages,
     store,
     tokenizer,
@@ -69,6 +74,10 @@ OTHER = copy.deepcopy(MODEL)
 BODY = reward_model.copy_body(MODEL)
 JUDGE = reward_model.RewardModel(MODEL, generator=G).eval()
 TRAINING = copy.deepcopy(JUDGE).train()
+POOLING_MEAN = reward_model.RewardModel(MODEL, "mean", generator=G)
+LLAMA2 = llama_tokenizer.Llama2Tokenizer(llama_layout())
+TURNS = [("user", "How?"), ("assistant", "Fill a pot."), ("user", "And then?")]
+COMPARISON = preference_file.Comparison(TURNS, "Wait.", "No.", None, None, "a, line 1")
 JUDGES = ppo.Judges(JUDGE, JUDGE)
 VALUE = reward_model.ValueModel(JUDGE)
 EXAMPLE = data.dialogue_example(TOKENIZER, PROMPT.text, TEXT, True)
@@ -149,8 +158,38 @@ def environment(monkeypatch, **variables):
     return stages.default_settings()
 
 
-SPOKEN = {checkpoint: "load_llama: ", environment: ""}
-FIXTURES = {checkpoint: ("folder", "tmp_path"), environment: ("monkeypatch",) * 2}
+LINE = json.dumps(
+    {side: f"\n\nHuman: a\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+)
+
+
+def preferences(folder, line=LINE, **columns):
+    """Read a file of one line."""
+    (folder / "pairs.jsonl").write_text(line, encoding="utf-8")
+    return list(preference_file.read_preferences(folder / "pairs.jsonl", **columns))
+
+
+def encoded(comparisons=(COMPARISON,), max_tokens=200, **changes):
+    """Encode comparisons with the tokenizer of a real model."""
+    encoders = dict(
+        encode_prompt=lambda turns: llama_tokenizer.encode_prompt(LLAMA2, turns),
+        encode_response=lambda text: llama_tokenizer.encode_response(LLAMA2, text),
+    )
+    arguments = dict(comparisons=comparisons, max_tokens=max_tokens, **encoders)
+    return list(preference_file.encode_pairs(**{**arguments, **changes}))
+
+
+SPOKEN = {
+    checkpoint: "load_llama: ",
+    environment: "",
+    preferences: "read_preferences: ",
+    encoded: "",
+}
+FIXTURES = {
+    checkpoint: ("folder", "tmp_path"),
+    environment: ("monkeypatch",) * 2,
+    preferences: ("folder", "tmp_path"),
+}
 
 
 # --------------------------------------------------------------------------------------
@@ -181,6 +220,24 @@ GOOD = {
     tokenizer.encode_prompt: dict(tokenizer=TOKENIZER, prompt=TEXT),
     tokenizer.encode_response: dict(tokenizer=TOKENIZER, response=TEXT),
     tokenizer.decode_response: dict(tokenizer=TOKENIZER, ids=[7, 2]),
+    # rope_scaling
+    rope_scaling.LinearScaling: dict(factor=2.0),
+    rope_scaling.Llama3Scaling: dict(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192
+    ),
+    rope_scaling.scaled_cos_sin: dict(
+        positions=IDS, head_dim=4, theta=1e4, scaling=rope_scaling.LinearScaling(2.0)
+    ),
+    # llama_tokenizer and preference_file
+    llama_tokenizer.Llama2Tokenizer: dict(model_bytes=LLAMA2.model_bytes),
+    llama_tokenizer.load_tokenizer: None,
+    llama_tokenizer.encode_prompt: dict(tokenizer=LLAMA2, turns=TURNS),
+    llama_tokenizer.encode_response: dict(tokenizer=LLAMA2, response=TEXT),
+    llama_tokenizer.decode_response: dict(tokenizer=LLAMA2, ids=[300, 2]),
+    preference_file.read_preferences: None,
+    preference_file.encode_pairs: None,
+    preferences: dict(),
+    encoded: dict(),
     # data
     data.Example: dict(ids=[1, 4], loss_start=1),
     data.dialogue_example: dict(
@@ -455,7 +512,11 @@ GOOD = {
     ladder.held_out_nats: dict(model=ATTENTION, examples=[EXAMPLE]),
     # hf
     hf.load_llama: None,
+    hf.load_reward_model: None,
+    hf.load_special_ids: None,
     hf.save_llama: None,
+    hf.save_reward_model: None,
+    hf_config.SpecialIds: dict(),
     checkpoint: dict(),
     # stages
     stages.Settings: dict(),
@@ -547,6 +608,98 @@ BAD = {
     model.token_positions: [
         (dict(mask=IDS), TypeError, "mask must be a bool tensor (B, T), got a tensor"),
         (dict(mask=ALL[0]), ValueError, "mask must be a bool tensor (B, T), got shape"),
+    ],
+    rope_scaling.LinearScaling: [
+        (dict(factor=0.5), ValueError, "factor must be a finite number >= 1, got 0.5"),
+        (dict(factor="2"), TypeError, "factor must be a finite number >= 1, got '2'"),
+    ],
+    rope_scaling.Llama3Scaling: [
+        (dict(factor=INF), ValueError, "factor must be a finite number >= 1, got inf"),
+        (dict(low_freq_factor=0.0), ValueError, "low_freq_factor must be a finite num"),
+        (dict(high_freq_factor=1.0), ValueError, "high_freq_factor must be above low"),
+        (dict(original_max_seq_len=0), ValueError, "original_max_seq_len must be an"),
+    ],
+    rope_scaling.scaled_cos_sin: [
+        (dict(positions=GRID), TypeError, "positions must be an int64 tensor (...,"),
+        (dict(scaling=2.0), TypeError, "scaling must be a LinearScaling or a Llama3Sc"),
+    ],
+    llama_tokenizer.Llama2Tokenizer: [
+        (
+            dict(model_bytes="a"),
+            TypeError,
+            "model_bytes must be a bytes or a bytearray",
+        ),
+        (
+            dict(model_bytes=TOKENIZER.model_bytes),
+            ValueError,
+            "model_bytes must be a SentencePiece model of Llama 2's layout, got one",
+        ),
+        (
+            dict(model_bytes=b"junk"),
+            ValueError,
+            "Tokenizer: model_bytes must be a SentencePiece model, got 4 bytes",
+        ),
+    ],
+    llama_tokenizer.load_tokenizer: [
+        (dict(folder=5), TypeError, "folder must be a string or a Path, got 5"),
+        (dict(folder="no"), FileNotFoundError, "no must hold a SentencePiece file"),
+    ],
+    llama_tokenizer.encode_prompt: [
+        (dict(tokenizer=TOKENIZER), TypeError, "tokenizer must be a Llama2Tokenizer,"),
+        (dict(turns=TEXT), TypeError, "turns must be a list of tuple, got"),
+        (
+            dict(turns=TURNS[:2]),
+            ValueError,
+            "turns must go from user to user by way of",
+        ),
+        (dict(turns=[("user", "[INST]")]), ValueError, "turns must hold no tag of the"),
+    ],
+    llama_tokenizer.encode_response: [
+        (dict(response=7), TypeError, "response must be a string, got 7"),
+        (dict(response="a [/INST]"), ValueError, "response must hold no tag of the"),
+    ],
+    llama_tokenizer.decode_response: [
+        (dict(ids=TEXT), TypeError, "ids must be a list of ids or an int64 tensor or"),
+        (
+            dict(ids=[9999]),
+            IndexError,
+            "Tokenizer.decode: ids must be below vocab_size",
+        ),
+    ],
+    preference_file.read_preferences: [
+        (dict(path=5), TypeError, "path must be a string or a Path, got 5"),
+        (dict(path="a", tally=0), TypeError, "tally must be a Tally or None, got 0"),
+        (dict(path="a", margin=1), TypeError, "margin must be a string or None, got 1"),
+    ],
+    preference_file.encode_pairs: [
+        (
+            dict(
+                comparisons=[PAIR], encode_prompt=len, encode_response=len, max_tokens=9
+            ),
+            TypeError,
+            "comparisons must be a generator or a list of Comparison, got",
+        ),
+    ],
+    preferences: [
+        (dict(line="{}"), preference_file.Fault, ""),
+        (dict(margin=2), TypeError, "margin must be a string or None, got 2"),
+    ],
+    encoded: [
+        (
+            dict(max_tokens=1),
+            ValueError,
+            "encode_pairs: max_tokens must be an int >= 2,",
+        ),
+        (
+            dict(encode_prompt=5),
+            TypeError,
+            "encode_pairs: encode_prompt must be a func",
+        ),
+        (
+            dict(max_tokens=9),
+            preference_file.Fault,
+            "read_preferences: a, line 1: the prompt must leave room for a response,",
+        ),
     ],
     model.rope_cos_sin: [
         (dict(positions=GRID), TypeError, "positions must be an int64 tensor (...,"),
@@ -1807,7 +1960,57 @@ BAD = {
             "dtype must be a dtype or None, got 'bfloat16'",
         ),
     ],
+    hf.load_reward_model: [
+        (dict(folder=5), TypeError, "folder must be a string or a Path, got 5"),
+        (
+            dict(folder=".", device=0.5),
+            TypeError,
+            "device must be a string or a device",
+        ),
+    ],
+    hf.load_special_ids: [
+        (dict(folder=None), TypeError, "folder must be a string or a Path, got None"),
+    ],
+    hf.save_reward_model: [
+        (
+            dict(reward_model=MODEL, folder="unused"),
+            TypeError,
+            "reward_model must be a RewardModel, got a Llama",
+        ),
+        (
+            dict(reward_model=POOLING_MEAN, folder="unused"),
+            ValueError,
+            "reward_model must pool the last token, got 'mean'",
+        ),
+        (
+            dict(
+                reward_model=JUDGE,
+                folder="unused",
+                special_ids=hf_config.SpecialIds(1, [2, 5], 5),
+            ),
+            ValueError,
+            "special_ids.pad must be an id below 300 other than eos, got 5 beside",
+        ),
+        (
+            dict(
+                reward_model=JUDGE,
+                folder="unused",
+                special_ids=hf_config.SpecialIds(1, 2, None),
+            ),
+            ValueError,
+            "special_ids.pad must be an id below 300 other than eos, got None beside 2",
+        ),
+    ],
+    hf_config.SpecialIds: [
+        (dict(bos=-1), ValueError, "bos must be an int >= 0 or None, got -1"),
+        (dict(eos="</s>"), TypeError, "eos must be an int >= 0 or a list of ids or"),
+    ],
     hf.save_llama: [
+        (
+            dict(model=MODEL, folder="unused", special_ids=(1, 2, 3)),
+            TypeError,
+            "special_ids must be a SpecialIds, got a tuple",
+        ),
         (
             dict(model=BODY, folder="unused"),
             ValueError,
@@ -1833,22 +2036,22 @@ BAD = {
         (
             dict(without=["model.norm.weight"]),
             ValueError,
-            "the tensors must be those of the config, got missing norm.weight",
+            "the tensors must be those of the config, got missing model.norm.weight",
         ),
         (
             dict(tensors={"model.norm.weight": torch.ones(9)}),
             ValueError,
-            "the tensors must be those of the config, got norm.weight is (9,),",
+            "the tensors must be those of the config, got model.norm.weight is (9,),",
         ),
         (
             dict(tensors={"model.norm.bias": torch.ones(8)}),
             ValueError,
-            "the tensors must be those of the config, got unexpected norm.bias",
+            "the tensors must be those of the config, got unexpected model.norm.bias",
         ),
         (
             dict(tensors={"model.norm.weight": torch.ones(8, dtype=torch.int64)}),
             ValueError,
-            "the tensors must be those of the config, got norm.weight is",
+            "the tensors must be those of the config, got model.norm.weight is I64",
         ),
         (
             dict(tensors={"model.norm.weight": torch.ones(8).half()}),
@@ -1858,10 +2061,10 @@ BAD = {
         (
             dict(config={"tie_word_embeddings": True}),
             ValueError,
-            "lm_head.weight must equal embed_tokens.weight, as tie_word_embeddings",
+            "lm_head.weight must equal model.embed_tokens.weight, as tie_word_",
         ),
         (
-            dict(config={"rope_scaling": {"type": "linear", "factor": 2.0}}),
+            dict(config={"rope_scaling": {"type": "yarn", "factor": 2.0}}),
             ValueError,
             "config.json must describe a plain LLaMA, got an unsupported rope type",
         ),
@@ -1882,8 +2085,8 @@ BAD = {
         ),
         (
             dict(config={"hidden_size": "8"}),
-            ValueError,
-            "config.json must describe a plain LLaMA, got an unsupported head_dim",
+            TypeError,
+            "LlamaConfig: dim must be an int >= 1, a multiple of 2 n_heads, got '8'",
         ),
     ],
     stages.Settings: [
@@ -2194,7 +2397,8 @@ BAD = {
 
 # A model that the caller hands over speaks for itself.
 OWN_NAME = re.compile(
-    r"(Llama|RewardModel|ValueModel|OneToken|Annotator|Tokenizer\.\w+): "
+    r"(Llama|LlamaConfig|RewardModel|ValueModel|OneToken|Annotator|Tokenizer|"
+    r"Tokenizer\.\w+): "
 )
 CASES = [(function, *row) for function, rows in BAD.items() for row in rows]
 
@@ -2250,7 +2454,7 @@ EXCEPTIONS = {
     ),
     "model": (
         "rotate attend require_lm_head require_fit require_slots require_constants "
-        "positions_and_keys",
+        "positions_and_keys rotary_table",
         "without contract in each layer; the doors speak as Llama, generate, …",
     ),
     "lm": ("require_readable", "speaks as train_lm and evaluate_lm"),
@@ -2261,6 +2465,22 @@ EXCEPTIONS = {
     "data": (
         "PairExample require_ids",
         "made by pair_example, 200,000 times in a run; speaks as its callers",
+    ),
+    "hf_config": (
+        "read_config write_config read_special_ids refuse",
+        "speak as load_llama, save_llama and their like",
+    ),
+    "hf_files": (
+        "few read_json headers check_tensors one_dtype mapped read_tensors",
+        "speak as load_llama and its like",
+    ),
+    "llama_tokenizer": (
+        "roles_alternate require_no_tags",
+        "speak as encode_prompt and encode_response",
+    ),
+    "preference_file": (
+        "Comparison Tally",
+        "made by read_preferences for every line; counts of it",
     ),
     "fast": ("require_past", "speaks as its callers, which are in the table"),
     "generate": (
