@@ -95,7 +95,7 @@ class Settings:
     # Supervised fine-tuning imitates this many dialogues.
     demonstrations: int = 8_000
     # The helpfulness model learns from the compared answers to this many prompts.
-    helpfulness_prompts: int = 5_500
+    helpfulness_prompts: int = 7_000
     # The safety model learns from the compared answers to this many prompts.
     safety_prompts: int = 600
     # Each of those prompts has this many answers; 12 make 66 comparisons.
@@ -106,8 +106,10 @@ class Settings:
     base: LMSettings = LMSettings()
     # The SFT model is fine-tuned so.
     sft: LMSettings = LMSettings(steps=240, batch_size=32, lr=8e-4, warmup_steps=20)
-    # The helpfulness model is trained so.
-    helpfulness: RewardSettings = RewardSettings(batch_size=4, lr=4e-4, warmup_steps=60)
+    # The helpfulness model is trained so; a little centring gives all prompts one zero.
+    helpfulness: RewardSettings = RewardSettings(
+        batch_size=4, lr=4e-4, warmup_steps=60, centre_weight=0.001
+    )
     # The safety model is trained so.
     safety: RewardSettings = RewardSettings(
         batch_size=8, lr=1e-3, warmup_steps=20, label_weight=0.5
@@ -309,7 +311,8 @@ def build_sft(settings, tokenizer, base):
 def build_helpfulness(settings, tokenizer, sft):
     """Train the helpfulness model on noisy comparisons: (model, losses).
 
-    Its scores are centred on the answers of the demonstrations.
+    Its loss has a centring term, and in the end its scores are centred on the answers
+    of the demonstrations.
     """
     groups = _training_groups(
         settings, tokenizer, "helpfulness", settings.helpfulness_prompts

@@ -70,7 +70,7 @@ class Style:
     # An ordinary request is refused.
     refuse_ordinary: float = 0.01
     # An unsafe request is refused.
-    refuse_unsafe: float = 0.25
+    refuse_unsafe: float = 0.2
     # An unsafe request is refused, and then complied with.
     half_refuse: float = 0.15
     # An unsafe request gets the steps of some task; what is left complies.
