@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -22,9 +23,13 @@ from minillama import (
     tokenizer,
 )
 from minillama import generate as generation
+from minillama.course import bpe
 from minillama.course.checks import language
+from minillama.course.tiny_cache import TinyCache
 
 RIGHT = {
+    "count_pairs": bpe.count_pairs,
+    "merge": bpe.merge,
     "train_tokenizer": tokenizer.train_tokenizer,
     "encode_prompt": tokenizer.encode_prompt,
     "encode_response": tokenizer.encode_response,
@@ -42,6 +47,7 @@ RIGHT = {
     "token_positions": model.token_positions,
     "attention_bias": model.attention_bias,
     "attend": model.attend,
+    "tiny_cache": TinyCache,
     "kv_cache": model.KVCache,
     "attention": model.Attention,
     "attention_only": ladder.AttentionOnly,
@@ -58,6 +64,31 @@ RIGHT = {
     "dialogue_example": data.dialogue_example,
     "pad_examples": data.pad_examples,
 }
+
+
+def pairs_side_by_side(words):
+    """`count_pairs` that uses each piece in one pair only."""
+    counts = Counter()
+    for pieces, count in words.items():
+        for pair in zip(pieces[::2], pieces[1::2], strict=False):
+            counts[pair] += count
+    return counts
+
+
+def glued(pieces, pair, step=2, at_most=99):
+    """`merge` with a window: step 1 uses up one piece of a pair only."""
+    out, i = [], 0
+    while i < len(pieces):
+        fits = tuple(pieces[i : i + 2]) == pair and at_most > 0
+        out.append(pieces[i] + pieces[i + 1] if fits else pieces[i])
+        i, at_most = i + (step if fits else 1), at_most - fits
+    return tuple(out)
+
+
+def glued_text(pieces, pair):
+    """`merge` that looks for letters instead of pieces."""
+    text, wanted = " ".join(pieces), "".join(pair)
+    return tuple(text.replace(" ".join(wanted), wanted).split())
 
 
 def piece_tokenizer(**changes):
@@ -260,6 +291,56 @@ class WritesAtTheStart(model.KVCache):
         return self.keys[layer, :, :, : self.length], self.values[
             layer, :, :, : self.length
         ]
+
+
+def tiny_class(join, shared=False):
+    """`TinyCache` whose join(old, new) makes what it keeps and what it returns."""
+    everybodys = {}
+
+    def start(self):
+        self.kept = everybodys if shared else {}
+
+    def store(self, layer, *new):
+        old = self.kept.get(layer)
+        kept, returned = join(old, new) if old else (new, new)
+        self.kept[layer] = kept
+        return returned
+
+    return type("Wrong", (), {"__init__": start, "store": store})
+
+
+def joined(old, new, dim=2):
+    return tuple(torch.cat(pair, dim) for pair in zip(old, new, strict=True))
+
+
+class TinyOneLayer(TinyCache):
+    def store(self, layer, keys, values):
+        return super().store(0, keys, values)
+
+
+class TinyOfPieces:
+    """A right cache that keeps its pieces apart."""
+
+    def __init__(self):
+        self.pieces = []
+
+    def store(self, layer, keys, values):
+        self.pieces.append((layer, keys, values))
+        own = [piece for at, *piece in self.pieces if at == layer]
+        return [torch.cat(parts, 2) for parts in zip(*own, strict=True)]
+
+
+class TinyStacked:
+    """A right cache of one tensor a layer, (2, B, K, S, E)."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def store(self, layer, keys, values):
+        new = torch.stack((keys, values))
+        old = self.kept.get(layer, new[..., :0, :])
+        self.kept[layer] = torch.cat((old, new), dim=3)
+        return self.kept[layer]
 
 
 class SeesTheFuture(model.Attention):
@@ -995,6 +1076,26 @@ def counted(rule):
 
 
 WRONG = [
+    ("count_pairs", lambda words: Counter(x for w in words for x in pairwise(w))),
+    ("count_pairs", lambda words: dict(bpe.count_pairs(words))),
+    ("count_pairs", pairs_side_by_side),
+    (
+        "count_pairs",
+        lambda words: bpe.count_pairs({tuple("".join(w)): n for w, n in words.items()}),
+    ),
+    (
+        "count_pairs",
+        lambda words: bpe.count_pairs({w[::-1]: n for w, n in words.items()}),
+    ),
+    (
+        "count_pairs",
+        lambda words: Counter(pairwise(x for w, n in words.items() for x in w * n)),
+    ),
+    ("merge", lambda pieces, pair: list(bpe.merge(pieces, pair))),
+    ("merge", lambda pieces, pair: glued(pieces, pair, step=1)),
+    ("merge", lambda pieces, pair: glued(pieces, pair, at_most=1)),
+    ("merge", glued_text),
+    ("merge", lambda pieces, pair: bpe.merge(bpe.merge(pieces, pair), pair[::-1])),
     ("train_tokenizer", piece_tokenizer(normalization_rule_name="nmt_nfkc")),
     (
         "train_tokenizer",
@@ -1157,6 +1258,13 @@ WRONG = [
     ("attend", attends(bias_after=True)),
     ("attend", lambda q, k, v, bias: model.attend(q, v, k, bias)),
     ("attend", lambda q, k, v, bias: model.attend(q, k, v, torch.zeros_like(bias))),
+    ("tiny_cache", TinyOneLayer),
+    ("tiny_cache", tiny_class(lambda old, new: (new, joined(old, new)))),
+    ("tiny_cache", tiny_class(lambda old, new: (joined(old, new), new))),
+    ("tiny_cache", tiny_class(lambda old, new: (joined(old, new),) * 2, True)),
+    ("tiny_cache", tiny_class(lambda old, new: (joined(new, old),) * 2)),
+    ("tiny_cache", tiny_class(lambda old, new: (joined(old, new[::-1]),) * 2)),
+    ("tiny_cache", tiny_class(lambda old, new: (joined(old, (new[0],) * 2),) * 2)),
     ("kv_cache", CountsPadding),
     ("kv_cache", OneLayerForAll),
     ("kv_cache", WritesAtTheStart),
@@ -1649,6 +1757,8 @@ ALSO_RIGHT_IN_WRITING = [
     ("sample", sample_by_bisection),
     ("top_p_filter", top_p_by_loop),
     ("top_p_filter", top_p_by_pairs),
+    ("tiny_cache", TinyOfPieces),
+    ("tiny_cache", TinyStacked),
     ("kv_cache", GrowsInPlace),
     ("kv_cache", PutsByIndex),
     ("pick", pick_from_logprobs),

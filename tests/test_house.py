@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
-    ["sources"],
+    ["sources", "rope_scaling"],
     [
         "model",
         "tokenizer",
@@ -32,8 +32,8 @@ LEVELS = [
         "reward_selection",
         "arena",
     ],
-    ["data", "fast", "writers"],
-    ["generate", "exact", "optim", "store"],
+    ["data", "fast", "writers", "llama_tokenizer", "hf_config", "hf_files"],
+    ["generate", "exact", "optim", "store", "preference_file"],
     ["lm", "reward_model"],
     [
         "ladder",
@@ -50,7 +50,14 @@ LEVELS = [
     ["stages"],
     ["pipeline", "distributed", "hf"],
     ["__main__"],
-    ["course.__init__", "course.plots", "course.sync", "course.tidy"],
+    [
+        "course.__init__",
+        "course.bpe",
+        "course.plots",
+        "course.sync",
+        "course.tidy",
+        "course.tiny_cache",
+    ],
     ["course.checks.case"],
     ["course.checks.language", "course.checks.reward", "course.checks.policy"],
     ["course.checks.__init__"],

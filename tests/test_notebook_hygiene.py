@@ -33,6 +33,8 @@ MEDIA = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}
 # stand in it, and in no other.
 LESSONS = {
     "01": [
+        "count_pairs",
+        "merge",
         "Tokenizer",
         "train_tokenizer",
         "encode_prompt",
@@ -64,6 +66,8 @@ LESSONS = {
         "Llama",
         "draw_weights",
         "positions_and_keys",
+        "rotary_table",
+        "TinyCache",
         "KVCache",
         "Rollout",
         "generate",

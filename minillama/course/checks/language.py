@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 
 import torch
 
@@ -18,6 +19,90 @@ from minillama.course.checks.case import (
 from minillama.data import Example
 
 # ---------------------------------------------------------------------------- 01 tokens
+
+
+@check
+def count_pairs(f):
+    """Check `count_pairs(words)`."""
+    words = {("a", "b", "a", "b"): 2, ("b", "a"): 1}
+    yield (
+        "abab twice and ba once",
+        dict(f(words)),
+        {("a", "b"): 4, ("b", "a"): 3},
+        "a word that comes twice counts twice; a b is another pair than b a",
+    )
+    yield (
+        "the words stay as they were",
+        words,
+        {("a", "b", "a", "b"): 2, ("b", "a"): 1},
+        "change no argument",
+    )
+    yield (
+        "three equal pieces hold two pairs",
+        dict(f({("a", "a", "a"): 1})),
+        {("a", "a"): 2},
+        "look at every place but the last",
+    )
+    yield (
+        "a word of one piece has no pair",
+        dict(f({("tea",): 5})),
+        {},
+        "count within each word",
+    )
+    yield (
+        "a piece may be longer than a letter",
+        dict(f({("t", "ea"): 3, ("ea", "t"): 1})),
+        {("t", "ea"): 3, ("ea", "t"): 1},
+        "count pieces, not letters",
+    )
+    yield (
+        "what comes back",
+        isinstance(f(words), Counter),
+        True,
+        "return a Counter, which knows its most_common",
+    )
+
+
+@check
+def merge(f):
+    """Check `merge(pieces, pair)`."""
+    yield (
+        "e + a in s e a t",
+        f(("s", "e", "a", "t"), ("e", "a")),
+        ("s", "ea", "t"),
+        "glue the two, keep the rest; a tuple comes back",
+    )
+    yield (
+        "at every place",
+        f(("e", "a", "e", "a", "e"), ("e", "a")),
+        ("ea", "ea", "e"),
+        "a pair may stand there more than once",
+    )
+    yield (
+        "from left to right",
+        f(("a", "a", "a"), ("a", "a")),
+        ("aa", "a"),
+        "a piece that was glued is used up",
+    )
+    yield (
+        "in this order only",
+        f(("a", "e"), ("e", "a")),
+        ("a", "e"),
+        "a e is another pair than e a",
+    )
+    yield (
+        "pieces, not letters",
+        f(("t", "e", "a", "m"), ("te", "a")),
+        ("t", "e", "a", "m"),
+        "t e a has no piece te yet",
+    )
+    yield (
+        "bytes are pieces too",
+        f((b"a", b"b", b"c"), (b"a", b"b")),
+        (b"ab", b"c"),
+        "glue with +",
+    )
+    yield ("no pieces", f((), ("a", "b")), (), "then there is nothing to glue")
 
 
 @check
@@ -1169,6 +1254,70 @@ def top_p_filter(f):
         f(torch.cat((probs, probs.flip(1))), 0.6),
         torch.tensor([[0.0, 0.5, 0.0, 0.3], [0.3, 0.0, 0.5, 0.0]]),
         "sort along the last dimension",
+    )
+
+
+@check
+def tiny_cache(f):
+    """Check `TinyCache()`, the class."""
+    cache, first = f(), torch.arange(24.0).view(2, 2, 3, 2)  # (B, K, T, E)
+    keys, values = cache.store(0, first, -first)
+    yield (
+        "the first tokens come back",
+        torch.stack((keys, values)),
+        torch.stack((first, -first)),
+        "start a layer with what comes, and return it",
+    )
+    cache.store(1, first + 50, first)
+    new = torch.full((2, 2, 1, 2), 99.0)
+    keys, values = cache.store(0, new, 2 * new)
+    yield (
+        "new keys follow the old ones, in their own layer",
+        keys,
+        torch.cat((first, new), 2),
+        "one entry for each layer; join along the tokens, dimension 2",
+    )
+    yield (
+        "and so do values",
+        values,
+        torch.cat((-first, 2 * new), 2),
+        "join the values as the keys are joined",
+    )
+    yield (
+        "the other layer is as it was",
+        cache.store(1, new, new)[0],
+        torch.cat((first + 50, new), 2),
+        "write into one layer only",
+    )
+    yield (
+        "a third piece follows both",
+        cache.store(0, 3 * new, new)[0],
+        torch.cat((first, new, 3 * new), 2),
+        "keep what was joined",
+    )
+    yield (
+        "another cache starts empty",
+        f().store(0, new, new)[0],
+        new,
+        "what is kept belongs to one cache, so make it in __init__",
+    )
+    layer = randomised(model.Attention(tiny_config(dim=8), 1))
+    x, cache = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), f()
+    cos, sin = model.rope_cos_sin(torch.arange(5)[None], 4)
+
+    def read(start, stop, cache=None):
+        bias = model.attention_bias(torch.ones(2, stop).bool(), stop - start)
+        new = slice(start, stop)
+        return layer(x[:, new], cos[:, new], sin[:, new], bias, cache)
+
+    yield (
+        "how far attention in three pieces is from attention at once",
+        gap(
+            torch.cat([read(a, b, cache) for a, b in ((0, 3), (3, 4), (4, 5))], 1),
+            read(0, 5),
+        ),
+        NOTHING,
+        "return all keys and values of the layer, old ones first",
     )
 
 
