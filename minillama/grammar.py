@@ -141,18 +141,24 @@ def read(part, step, start):
     """Return where a reader ends, as {state: probability}, sentence after sentence.
 
     `step(state, sentence)` returns the next state, or None to give up: a text that is
-    given up is left out, and the probabilities add up to less than 1.
+    given up is left out, and the probabilities add up to less than 1. It is asked once
+    for each state in which the reader comes to a sentence.
     """
-    if isinstance(part, str):
-        end = step(start, part)
-        return {} if end is None else {end: 1.0}
-    if isinstance(part, tuple):
-        ends = {start: 1.0}
-        for x in part:
-            ends = _mixed((p, read(x, step, state)) for state, p in ends.items())
-        return ends
-    choices = zip(part.probabilities, part.parts, strict=True)
-    return _mixed((p, read(x, step, start)) for p, x in choices if p > 0)
+
+    @functools.cache  # one part is read from the same state in many contexts
+    def ends_of(part, start):
+        if isinstance(part, str):
+            end = step(start, part)
+            return {} if end is None else {end: 1.0}
+        if isinstance(part, tuple):
+            ends = {start: 1.0}
+            for x in part:
+                ends = _mixed((p, ends_of(x, state)) for state, p in ends.items())
+            return ends
+        choices = zip(part.probabilities, part.parts, strict=True)
+        return _mixed((p, ends_of(x, start)) for p, x in choices if p > 0)
+
+    return ends_of(part, start)
 
 
 def _mixed(weighted):
