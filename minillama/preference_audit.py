@@ -213,13 +213,14 @@ def length_report(chosen, rejected, differences, buckets=6):
     `length_only`: the accuracy of the better of "longer wins" and "shorter wins";
     `correlation` of score and length differences, None where either never varies;
     `buckets`: dicts (low, high, pairs, accuracy) by how many words more the chosen
-    answer has, low <= words < high.
+    answer has, low <= words < high; empty ones are left out.
     """
     longer_by = torch.tensor(
         [len(a.split()) - len(b.split()) for a, b in zip(chosen, rejected, strict=True)]
     ).double()  # (N,)
     sure = torch.ones_like(longer_by)
-    edges = longer_by.quantile(torch.linspace(0, 1, buckets + 1).double()).unique()
+    shares = torch.linspace(0, 1, buckets + 1).double()
+    edges = longer_by.quantile(shares).floor().unique()  # whole words
     edges = [*edges.tolist()[: max(1, len(edges) - 1)], longer_by.max().item() + 1]
     vary = all((x != x[0]).any() for x in (longer_by, differences))
     return {
@@ -228,6 +229,7 @@ def length_report(chosen, rejected, differences, buckets=6):
         "buckets": [
             dict(zip(("low", "high", "pairs", "accuracy"), bucket, strict=True))
             for bucket in length_buckets(longer_by, differences, sure, edges)
+            if bucket[2]
         ],
     }
 
