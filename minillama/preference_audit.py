@@ -186,7 +186,11 @@ def habits(chosen, rejected, differences):
     return found
 
 
-@expects("chosen, rejected: list of text (N,)", "differences: finite float (N,)")
+@expects(
+    "chosen, rejected: list of text (N,)",
+    "differences: finite float (N,)",
+    "most: int >= 1",
+)
 def words(chosen, rejected, differences, most=8):
     """Return the words that the model likes or dislikes most beyond people: dicts.
 
