@@ -200,14 +200,14 @@ def _identity(settings, model, chat):
     """What decides the result: settings, contents of files, code and machine."""
     with settings.data.open("rb") as file:
         data = hashlib.file_digest(file, "sha256").hexdigest()
-    places = ("data", "base", "out", "save_every", "device")
+    elsewhere = ("data", "base", "out", "save_every", "device", "skip_bad_lines")
     code = json.dumps(sources_of([prepare, train])).encode()
     on_gpu = settings.device != "cpu"
     return {
         "data": data,
-        "base": digest(model.state_dict()),
+        "initial_weights": digest(model.state_dict()),
         "tokenizer": hashlib.sha256(chat.tokenizer.model_bytes).hexdigest(),
-        **{k: v for k, v in asdict(settings).items() if k not in places},
+        **{k: v for k, v in asdict(settings).items() if k not in elsewhere},
         "lr": peak_lr(settings),
         "code": hashlib.sha256(code).hexdigest(),
         "torch": torch.__version__,

@@ -256,7 +256,7 @@ def test_all_comparisons_of_a_prompt_are_on_one_side():
 def test_another_run_is_refused_and_nothing_of_it_is_touched(settings, base):
     fit(settings)
     with pytest.raises(
-        OtherRun, match="report.json must be .* other seed, base|base, "
+        OtherRun, match="report.json must be .* other initial_weights, "
     ):
         fit(replace(settings, seed=1))
     written(settings.data, lines(61))
