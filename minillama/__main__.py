@@ -243,7 +243,7 @@ def reward_model(options):
     """Read the file and the base of a training; prepare `reward_file.fit`."""
     settings = file_settings_of(options)
     reward_file.require_own_folder(settings.out)
-    prepared = reward_file.prepare(settings)
+    prepared = reward_file.prepare(settings, stages.shown("reading"))
     bar = stages.shown("reward model")
 
     def train():

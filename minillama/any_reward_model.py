@@ -128,7 +128,7 @@ def _foreign_judge(folder, device):
     if find_spec("transformers") is None:
         raise ModuleNotFoundError(
             f"load_judge: transformers must be installed to read {folder}, which is "
-            "no export of ours; try: pip install 'minillama[transformers]'"
+            "no export of ours; try: pip install 'transformers>=5'"
         )
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -199,7 +199,7 @@ def with_other_prompts(comparisons):
 def read_pairs(judge, comparisons, tally=None):
     """Return the list of (comparison, `PairExample`) that a judge reads.
 
-    tally: as for `encode_pairs`.
+    tally: as for `encode_pairs`. All of them are then in memory.
     """
     encoders = judge.encode_prompt, judge.encode_response
     return list(

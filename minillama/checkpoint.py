@@ -48,7 +48,7 @@ def save_checkpoint(path, stepper, losses, identity):
     unfinished = path.with_suffix(".unfinished")
     try:
         save_file(tensors, unfinished, metadata={"record": json.dumps(record)})
-        with unfinished.open("rb") as file:
+        with unfinished.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
@@ -79,7 +79,8 @@ def load_checkpoint(path, stepper, identity):
         with safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["record"])
             require_same("load_checkpoint", path, record["identity"], identity)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # Copies: nothing shall hold the file open when the next one replaces it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError as error:
         raise OtherRun(
             f"load_checkpoint: {path} must be a whole checkpoint, got {error}; delete "

@@ -10,8 +10,9 @@ Which comparisons are held out depends on the prompt and the seed alone: all
 comparisons of a prompt are on one side, and stay there when the file grows.
 
 In memory are the ids of the training pairs, 4 bytes each, and the texts of the pairs
-held out. Left out: several processes, adapters, a language-modelling or a centring
-term.
+held out. Bit for bit is what tests hold on the CPU. Left out: several processes,
+adapters, a language-modelling or a centring term, batches that keep the comparisons of
+a prompt together.
 """
 
 import hashlib
@@ -180,14 +181,13 @@ def _read_base(folder, device):
     return llama, chat
 
 
-def _split_pairs(settings, chat, max_tokens, tally):
+def _split_pairs(settings, chat, max_tokens, tally, desc):
     """The pairs to train on, compactly, and the comparisons held out."""
     encoders = chat.encode_prompt, chat.encode_response
     comparisons, margins = _comparisons(settings, tally), MARGINS["small"]
     training, held_out = [], []
-    for comparison, pair in with_pairs(
-        comparisons, *encoders, max_tokens, tally, margins
-    ):
+    encoded = with_pairs(comparisons, *encoders, max_tokens, tally, margins)
+    for comparison, pair in tqdm(encoded, desc, disable=desc is None, unit=" pairs"):
         if is_held_out(comparison.prompt, settings.held_out, settings.seed):
             held_out.append(comparison)
         else:
@@ -216,13 +216,13 @@ def _identity(settings, model, chat):
     }
 
 
-@expects("settings: FileSettings")
-def prepare(settings):
+@expects("settings: FileSettings", "desc: text or None")
+def prepare(settings, desc=None):
     """Read file and base model: a `Prepared`.
 
-    Raises `Fault` for the first bad line unless they are skipped, ValueError for a base
-    model that does not fit or fewer training pairs than a batch, OSError for a file
-    that is not there.
+    desc names the progress bar; None shows none. Raises `Fault` for the first bad line
+    unless they are skipped, ValueError for a base model that does not fit or fewer
+    training pairs than a batch, OSError for a file that is not there.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.base is None:
@@ -231,7 +231,7 @@ def prepare(settings):
         llama, chat = _read_base(settings.base, settings.device)
     max_tokens = min(settings.max_tokens, llama.config.max_seq_len)
     tally = _tally(settings)
-    pairs, held_out = _split_pairs(settings, chat, max_tokens, tally)
+    pairs, held_out = _split_pairs(settings, chat, max_tokens, tally, desc)
     if len(pairs) < settings.batch_size:
         raise ValueError(
             f"prepare: data must hold at least batch_size = {settings.batch_size} "
@@ -279,6 +279,8 @@ def train(prepared, settings, desc=None):
     model.train()
     working.train()
     done = len(losses)
+    if done:
+        say(f"going on after step {done:,} of {steps:,}")
     with tqdm(total=steps, initial=done, desc=desc, disable=desc is None) as bar:
         for batch in islice(batches, done, steps):
             pairs = [prepared.pairs[i] for i in batch]
@@ -372,7 +374,7 @@ def finished_report(folder, identity):
     if not path.exists():
         return None
     report = read_json(path, "finished_report")
-    require_same("finished_report", path, report["identity"], identity)
+    require_same("finished_report", path, report.get("identity", {}), identity)
     return report
 
 
@@ -385,6 +387,7 @@ def fit(prepared, settings, desc=None):
     been finished returns its report again.
     """
     if report := finished_report(settings.out, prepared.identity):
+        (settings.out / CHECKPOINT).unlink(missing_ok=True)
         return report
     losses = train(prepared, settings, desc)
     save_reward_model(prepared.model, settings.out, prepared.chat.special_ids)

@@ -208,18 +208,16 @@ def line(asked, chosen, rejected):
 
 
 @pytest.fixture
-def data(tmp_path):
-    """Sixty comparisons, the kind answer chosen, gzipped."""
+def data(tmp_path, monkeypatch):
+    """Sixty comparisons, the kind answer chosen, gzipped; and lines instead of bars."""
+    monkeypatch.setattr(stages, "shown", lambda name: None)
     path = tmp_path / "pairs.jsonl.gz"
     said = [line(f"What is {i}?", f"{i}, please.", f"{i}, go.") for i in range(60)]
     path.write_bytes(gzip.compress("\n".join(said).encode()))
     return path
 
 
-def test_a_file_becomes_a_model_and_a_model_is_audited(
-    data, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(stages, "shown", lambda name: None)  # lines instead of a bar
+def test_a_file_becomes_a_model_and_a_model_is_audited(data, tmp_path, capsys):
     out, report = tmp_path / "out", tmp_path / "audit.json"
     train = f"reward-model --data {data} --base none --out {out} --batch-size 4 "
     train += "--max-tokens 40 --epochs 2"

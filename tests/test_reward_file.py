@@ -253,7 +253,9 @@ def test_all_comparisons_of_a_prompt_are_on_one_side():
     assert not any(f.is_held_out(prompt, 0, 0) for prompt in prompts)
 
 
-def test_another_run_is_refused_and_nothing_of_it_is_touched(settings, base):
+def test_another_run_is_refused_and_nothing_of_it_is_touched(
+    settings, base, monkeypatch
+):
     fit(settings)
     with pytest.raises(
         OtherRun, match="report.json must be .* other initial_weights, "
@@ -262,9 +264,25 @@ def test_another_run_is_refused_and_nothing_of_it_is_touched(settings, base):
     written(settings.data, lines(61))
     with pytest.raises(OtherRun, match="with other data"):
         fit(settings)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    with pytest.raises(OtherRun, match="threads"):
+        fit(settings)
     f.require_own_folder(settings.out)
     with pytest.raises(OtherRun, match="which holds another model"):
         f.require_own_folder(base)
+
+
+def test_a_folder_with_another_commands_report_is_refused(settings):
+    settings.out.mkdir()
+    (settings.out / "report.json").write_text('{"scores": 1}')
+    with pytest.raises(OtherRun, match="report.json must be of the same run"):
+        fit(settings)
+
+
+def test_killed_after_the_report_it_is_finished(settings):
+    expected = fit(settings)
+    (settings.out / f.CHECKPOINT).write_bytes(b"a leftover")
+    assert fit(settings) == expected and not (settings.out / f.CHECKPOINT).exists()
 
 
 def test_one_process_at_a_time(settings):
