@@ -93,14 +93,13 @@ def add_reward_model(commands):
     command = commands.add_parser(
         "reward-model", help="train a reward model on a file of preferences"
     )
-    needed = command.add_argument_group("needed")
-    needed.add_argument(
+    command.add_argument(
         "--base",
         type=folder_or_none,
         required=True,
         help="a Hugging Face LLaMA folder with its tokenizer.model; none: a new model",
     )
-    needed.add_argument(
+    command.add_argument(
         "--out", type=Path, required=True, help="the folder that is written"
     )
     counts = at_least(1)

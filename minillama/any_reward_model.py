@@ -23,7 +23,7 @@ import torch
 from minillama.chat_format import load_chat_format, with_pairs
 from minillama.contracts import expects
 from minillama.hf import load_reward_model
-from minillama.hf_files import read_json
+from minillama.hf_files import few, read_json
 from minillama.preference_audit import accuracy_of, audit_comparisons
 from minillama.preference_file import Tally
 from minillama.reward_model import score_texts
@@ -133,13 +133,18 @@ def _foreign_judge(folder, device):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True
+    model, loaded = AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
     if model.config.num_labels != 1:
         raise ValueError(
             f"load_judge: {folder} must hold a reward model, of 1 label, got "
             f"{model.config.num_labels} labels"
+        )
+    if loaded["missing_keys"]:  # transformers draws them at random, such as a head
+        raise ValueError(
+            f"load_judge: {folder} must hold a reward model with all of its weights, "
+            f"got none for {few(sorted(loaded['missing_keys']))}"
         )
     model = model.to(device).eval()
     if tokenizer.chat_template is None:
@@ -170,7 +175,7 @@ def load_judge(folder, device="cpu"):
 
     Raises FileNotFoundError without a config.json, ModuleNotFoundError for a folder
     that needs transformers where it is not installed, ValueError for a model of
-    several labels, and what the readers raise.
+    several labels or without a head, and what the readers raise.
     """
     settings = read_json(Path(folder) / "config.json", "load_judge")
     read = _own_judge if "score_mean" in settings else _foreign_judge

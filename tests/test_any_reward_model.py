@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from sentences import TEXTS, llama_layout
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
@@ -122,6 +123,11 @@ def test_other_models_are_refused_in_words(tmp_path, monkeypatch):
         arm.load_judge(tmp_path / "two")
     with pytest.raises(FileNotFoundError):
         arm.load_judge(tmp_path / "nothing")
+    _, model = foreign(tmp_path / "headless")
+    kept = {k: v for k, v in model.state_dict().items() if k != "score.weight"}
+    save_file(kept, tmp_path / "headless/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="all of its weights, got none for score.weig"):
+        arm.load_judge(tmp_path / "headless")
     foreign(tmp_path / "gpt")
     monkeypatch.setattr(arm, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install 'transformers>=5'"):
