@@ -21,6 +21,7 @@ import math
 from array import array
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -255,6 +256,22 @@ def _part_losses(stepper, working, pairs, size, batch):
         yield pair_loss(*scores, part) * (len(part) / len(pairs))
 
 
+def _step(stepper, working, pairs, size, batch):
+    """Descend once on a batch of pairs, in parts of a size; return its loss."""
+    losses = _part_losses(stepper, working, pairs, size, batch)
+    loss = accumulated_loss(losses, list(working.parameters()), stepper.parameters)
+    stepper.step(loss, batch)
+    follow(working, stepper.model)
+    return loss.item()
+
+
+def _stepper(model, settings, steps):
+    """The optimiser of a training of so many steps, a twentieth of them warm-up."""
+    warmup = math.ceil(steps / 20)
+    schedule = partial(warmup_cosine, total_steps=steps, warmup_steps=warmup)
+    return Stepper(model, peak_lr(settings), schedule)
+
+
 @expects(
     "prepared: Prepared", "settings: FileSettings", "desc: text or None", "-> list"
 )
@@ -262,15 +279,12 @@ def train(prepared, settings, desc=None):
     """Train a prepared model in place; return the loss of every step, nats per pair.
 
     Goes on from the checkpoint in the folder, if there is one, and leaves one of the
-    last step. desc names the progress bar; None shows a line at each checkpoint.
+    last step. desc names the progress bar; None shows a line at each checkpoint. Raises
+    `OtherRun` for the checkpoint of another run, and `TrainingDiverged`.
     """
     count, model = len(prepared.pairs), prepared.model
     steps = settings.epochs * (count // settings.batch_size)
-    warmup = math.ceil(steps / 20)
-    stepper = Stepper(
-        model, peak_lr(settings), lambda step: warmup_cosine(step, steps, warmup)
-    )
-    path = settings.out / CHECKPOINT
+    stepper, path = _stepper(model, settings, steps), settings.out / CHECKPOINT
     losses = load_checkpoint(path, stepper, prepared.identity)
     working = working_copy(model, DTYPES[settings.dtype])
     follow(working, model)
@@ -283,16 +297,8 @@ def train(prepared, settings, desc=None):
         say(f"going on after step {done:,} of {steps:,}")
     with tqdm(total=steps, initial=done, desc=desc, disable=desc is None) as bar:
         for batch in islice(batches, done, steps):
-            pairs = [prepared.pairs[i] for i in batch]
-            parts = _part_losses(
-                stepper, working, pairs, settings.micro_batch_size, batch
-            )
-            loss = accumulated_loss(
-                parts, list(working.parameters()), stepper.parameters
-            )
-            stepper.step(loss, batch)
-            follow(working, model)
-            losses.append(loss.item())
+            pairs, size = [prepared.pairs[i] for i in batch], settings.micro_batch_size
+            losses.append(_step(stepper, working, pairs, size, batch))
             bar.update()
             if len(losses) % settings.save_every == 0 or len(losses) == steps:
                 save_checkpoint(path, stepper, losses, prepared.identity)

@@ -141,9 +141,13 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_weights(tmp_path):
     assert fit(cut) == expected and not path.exists()  # once more: it is finished
 
 
-def test_after_any_step_it_goes_on_to_the_same_weights(settings, monkeypatch):
+@pytest.mark.parametrize("dtype, stops", [("fp32", (1, 3, 5)), ("bf16", (2,))])
+def test_after_any_step_it_goes_on_to_the_same_weights(
+    settings, monkeypatch, dtype, stops
+):
+    settings = replace(settings, dtype=dtype)
     expected = fit(settings)
-    for stop in (1, 3, 5):
+    for stop in stops:
         cut = replace(settings, out=settings.out.with_name(f"cut{stop}"), save_every=1)
         steps, step = [], f.Stepper.step
 
