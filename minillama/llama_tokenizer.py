@@ -93,6 +93,16 @@ def roles_alternate(roles):
     return bool(rest) and rest == wanted[: len(rest)]
 
 
+def require_turns(caller, turns):
+    """Refuse, in the name of a caller, turns that do not end with a question."""
+    roles = [role for role, _ in turns]
+    if not roles_alternate(roles) or roles[-1] != "user":
+        raise ValueError(
+            f"{caller}: turns must go from user to user by way of assistant, got "
+            + ", ".join(map(str, roles))
+        )
+
+
 def require_no_tags(caller, text):
     """Refuse, in the name of a caller's argument, a text that holds a tag."""
     for tag in TAGS:
@@ -108,16 +118,11 @@ def encode_prompt(tokenizer, turns):
     in turns, "user" last. What stands between tags loses the blanks around it. Raises
     ValueError for other roles and for a text that holds a tag of the format.
     """
-    roles = [role for role, _ in turns]
-    if not roles_alternate(roles) or roles[-1] != "user":
-        raise ValueError(
-            "encode_prompt: turns must go from user to user by way of assistant, got "
-            + ", ".join(map(str, roles))
-        )
+    require_turns("encode_prompt", turns)
     for _, text in turns:
         require_no_tags("encode_prompt: turns", text)
     texts = [text for _, text in turns]
-    if roles[0] == "system":
+    if turns[0][0] == "system":
         system, first, *rest = texts
         texts = [f"<<SYS>>\n{system}\n<</SYS>>\n\n{first}", *rest]
     ids = []

@@ -80,6 +80,23 @@ class Tally:
         for kind, count in self.skipped.most_common():
             yield f"{count:,} skipped, {kind}; the first: {self.first[kind]}"
 
+    def report(self):
+        """Return the counts as JSON values, and `lines` as `in_words`."""
+        return {
+            "lines": self.read,
+            "cut": self.cut,
+            "skipped": dict(self.skipped),
+            "in_words": list(self.lines()),
+        }
+
+
+class StrictTally(Tally):
+    """A `Tally` that counts what is cut, and raises the first fault."""
+
+    def add(self, fault):
+        """Raise a fault."""
+        raise fault
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -14,6 +14,7 @@ import math
 import pkgutil
 import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,9 +23,12 @@ from sentences import llama_layout
 
 import minillama
 from minillama import (
+    accumulate,
+    any_reward_model,
     arena,
     audit,
     best_of_n,
+    chat_format,
     data,
     exact,
     fast,
@@ -42,8 +46,10 @@ from minillama import (
     pipeline,
     policy_gradient,
     ppo,
+    preference_audit,
     preference_file,
     preference_loss,
+    reward_file,
     reward_model,
     reward_selection,
     rope_scaling,
@@ -54,6 +60,7 @@ from minillama import (
     world,
     writers,
 )
+from minillama import checkpoint as saved
 
 NAN, INF = math.nan, math.inf
 
@@ -75,9 +82,12 @@ BODY = reward_model.copy_body(MODEL)
 JUDGE = reward_model.RewardModel(MODEL, generator=G).eval()
 TRAINING = copy.deepcopy(JUDGE).train()
 POOLING_MEAN = reward_model.RewardModel(MODEL, "mean", generator=G)
+FILE_SETTINGS = reward_file.FileSettings(Path("a"), None, Path("unused"))
 LLAMA2 = llama_tokenizer.Llama2Tokenizer(llama_layout())
 TURNS = [("user", "How?"), ("assistant", "Fill a pot."), ("user", "And then?")]
-COMPARISON = preference_file.Comparison(TURNS, "Wait.", "No.", None, None, "a, line 1")
+COMPARISON = preference_file.Comparison(
+    tuple(TURNS), "Wait.", "No.", None, None, "a, line 1"
+)
 JUDGES = ppo.Judges(JUDGE, JUDGE)
 VALUE = reward_model.ValueModel(JUDGE)
 EXAMPLE = data.dialogue_example(TOKENIZER, PROMPT.text, TEXT, True)
@@ -118,6 +128,13 @@ COIN = grammar.OneOf((0.5, 0.5), ("Heads.", "Tails."))
 COUNTS = torch.ones(3, 3)
 ONE_TOKEN = ladder.OneToken(CONFIG, G)
 ATTENTION = ladder.AttentionOnly(CONFIG, generator=G)
+
+
+WEIGHT = torch.nn.Parameter(torch.ones(1))
+SIDES = dict(chosen=[TEXT, "Yes."], rejected=["No.", "No."])
+A_JUDGE = any_reward_model.Judge(
+    "", 99, lambda x: x, lambda turns: [1], lambda text: [len(text)], len
+)
 
 
 def stepper(of=MODEL):
@@ -518,6 +535,46 @@ GOOD = {
     hf.save_reward_model: None,
     hf_config.SpecialIds: dict(),
     checkpoint: dict(),
+    # what reward-model and audit are made of
+    accumulate.accumulated_loss: lambda: dict(
+        losses=[(2 * WEIGHT).sum()], parameters=[WEIGHT], weights=[WEIGHT]
+    ),
+    accumulate.working_copy: dict(reward_model=JUDGE, dtype=torch.float32),
+    accumulate.follow: dict(working=JUDGE, reward_model=JUDGE),
+    saved.save_checkpoint: None,
+    saved.load_checkpoint: lambda: dict(
+        path=Path("unused"), stepper=stepper(), identity={}
+    ),
+    chat_format.encode_turns: dict(course_tokenizer=TOKENIZER, turns=TURNS),
+    chat_format.chat_format: dict(of=TOKENIZER),
+    chat_format.load_chat_format: None,
+    chat_format.with_pairs: dict(
+        comparisons=[COMPARISON], encode_prompt=len, encode_response=len, max_tokens=9
+    ),
+    preference_audit.wilson_interval: dict(share=0.5, count=4),
+    preference_audit.effective_count: dict(right=B2, groups=["a", "b"]),
+    preference_audit.accuracy_of: dict(differences=B2, prompts=["a", "b"]),
+    preference_audit.calibration: dict(differences=B2),
+    preference_audit.habits: SIDES | dict(differences=B2),
+    preference_audit.words: SIDES | dict(differences=B2),
+    preference_audit.length_report: SIDES | dict(differences=B2),
+    preference_audit.audit_comparisons: dict(
+        comparisons=[COMPARISON] * 2, chosen_scores=B2, rejected_scores=B2
+    ),
+    preference_audit.table: dict(audited={"pairs": 0}),
+    any_reward_model.with_other_prompts: dict(comparisons=[COMPARISON]),
+    any_reward_model.load_judge: None,
+    any_reward_model.read_pairs: dict(judge=A_JUDGE, comparisons=[COMPARISON]),
+    any_reward_model.judge_pairs: dict(judge=A_JUDGE, pairs=[]),
+    reward_file.FileSettings: dict(data=Path("a"), base=None, out=Path("b")),
+    reward_file.is_held_out: dict(prompt=TURNS, share=0.5, seed=0),
+    reward_file.peak_lr: dict(settings=FILE_SETTINGS),
+    reward_file.prepare: None,
+    reward_file.train: None,
+    reward_file.fit: None,
+    reward_file.report_table: None,
+    reward_file.require_own_folder: dict(folder=Path("unused")),
+    reward_file.finished_report: dict(folder=Path("unused"), identity={}),
     # stages
     stages.Settings: dict(),
     stages.choose_device: dict(name="cpu"),
@@ -1968,6 +2025,175 @@ BAD = {
             "device must be a string or a device",
         ),
     ],
+    accumulate.accumulated_loss: [
+        (dict(losses=3.0), TypeError, "losses must be a generator or a list of Tensor"),
+        (
+            dict(parameters=[]),
+            ValueError,
+            "parameters must be a list of Parameter (N,), got 0 entries",
+        ),
+        (
+            dict(weights=[WEIGHT, WEIGHT]),
+            ValueError,
+            "weights must be a list of Parameter (N,), got 2 entries, with N = 1",
+        ),
+    ],
+    accumulate.working_copy: [
+        (
+            dict(reward_model=MODEL),
+            TypeError,
+            "reward_model must be a RewardModel, got",
+        ),
+        (dict(dtype="bf16"), TypeError, "dtype must be a dtype, got 'bf16'"),
+    ],
+    accumulate.follow: [
+        (dict(working=MODEL), TypeError, "working must be a RewardModel, got a Llama"),
+    ],
+    saved.save_checkpoint: [
+        (
+            dict(path="a", stepper=None, losses=[], identity={}),
+            TypeError,
+            "path must be a Path, got 'a'",
+        ),
+    ],
+    saved.load_checkpoint: [
+        (dict(path="a"), TypeError, "path must be a Path, got 'a'"),
+        (dict(stepper=MODEL), TypeError, "stepper must be a Stepper, got a Llama"),
+        (dict(identity=[]), TypeError, "identity must be a dict, got a list"),
+    ],
+    chat_format.encode_turns: [
+        (
+            dict(turns=TURNS[:2]),
+            ValueError,
+            "turns must go from user to user by way of assistant, got user, assistant",
+        ),
+        (
+            dict(course_tokenizer=LLAMA2),
+            TypeError,
+            "course_tokenizer must be a Tokenizer, got a Llama2Tokenizer",
+        ),
+    ],
+    chat_format.chat_format: [
+        (dict(of=None), TypeError, "of must be a Tokenizer or a Llama2Tokenizer, got"),
+    ],
+    chat_format.load_chat_format: [
+        (dict(folder=5), TypeError, "folder must be a string or a Path, got 5"),
+    ],
+    chat_format.with_pairs: [
+        (dict(max_tokens=1), ValueError, "max_tokens must be an int >= 2, got 1"),
+        (dict(comparisons=[PAIR]), TypeError, "comparisons must be a generator or a"),
+        (dict(view=None), TypeError, "view must be a function, got None"),
+    ],
+    preference_audit.wilson_interval: [
+        (dict(share=1.5), ValueError, "share must be a number in [0, 1], got 1.5"),
+        (dict(count=0), ValueError, "count must be a number > 0, got 0"),
+    ],
+    preference_audit.effective_count: [
+        (dict(right=B2 + 1), ValueError, "right must be a float tensor (N,) in [0, 1]"),
+        (dict(groups=["a"]), ValueError, "groups must be a list (N,), got 1 entries,"),
+    ],
+    preference_audit.accuracy_of: [
+        (
+            dict(differences=torch.tensor([0.0, NAN])),
+            ValueError,
+            "differences must be a finite float tensor (N,), got nan at [1]",
+        ),
+        (dict(prompts=["a"]), ValueError, "prompts must be a list (N,), got 1 entries"),
+    ],
+    preference_audit.calibration: [
+        (
+            dict(differences=torch.zeros(0)),
+            ValueError,
+            "differences must be a finite float tensor (N,), got shape (0,), where no",
+        ),
+    ],
+    preference_audit.habits: [
+        (
+            dict(chosen=[TEXT]),
+            ValueError,
+            "rejected must be a list of text (N,), got 2",
+        ),
+        (dict(chosen=[1, 2]), TypeError, "chosen must be a list of text (N,), got a"),
+    ],
+    preference_audit.words: [
+        (dict(differences=B2[:1]), ValueError, "differences must be a finite float"),
+        (dict(most=0), ValueError, "most must be an int >= 1, got 0"),
+    ],
+    preference_audit.length_report: [
+        (dict(buckets=0), ValueError, "buckets must be an int >= 1, got 0"),
+        (dict(differences=None), TypeError, "differences must be a finite float"),
+    ],
+    preference_audit.audit_comparisons: [
+        (
+            dict(comparisons=[PAIR]),
+            TypeError,
+            "comparisons must be a list of Comparison",
+        ),
+        (
+            dict(rejected_scores=COLUMN),
+            ValueError,
+            "rejected_scores must be a finite float tensor (N,), got shape (2, 1)",
+        ),
+    ],
+    preference_audit.table: [
+        (dict(audited=[]), TypeError, "audited must be a dict, got a list"),
+    ],
+    any_reward_model.with_other_prompts: [
+        (dict(comparisons=[]), ValueError, "comparisons must be a list of Comparison"),
+    ],
+    any_reward_model.load_judge: [
+        (dict(folder=5), TypeError, "folder must be a string or a Path, got 5"),
+        (dict(folder="a", device=0), TypeError, "device must be a string, got 0"),
+    ],
+    any_reward_model.read_pairs: [
+        (dict(judge=JUDGE), TypeError, "judge must be a Judge, got a RewardModel"),
+        (dict(tally={}), TypeError, "tally must be a Tally or None, got a dict"),
+    ],
+    any_reward_model.judge_pairs: [
+        (dict(judge=JUDGE), TypeError, "judge must be a Judge, got a RewardModel"),
+    ],
+    reward_file.FileSettings: [
+        (dict(data="a"), TypeError, "data must be a Path, got 'a'"),
+        (dict(held_out=1), ValueError, "held_out must be a number in [0, 1), got 1"),
+        (dict(batch_size=0), ValueError, "batch_size must be an int >= 1, got 0"),
+        (dict(dtype="fp16"), ValueError, 'dtype must be "fp32" or "bf16", got'),
+        (dict(lr=INF), ValueError, "lr must be a finite number >= 0 or None, got inf"),
+        (dict(vocab_size=9), ValueError, "vocab_size must be an int >= 263, got 9"),
+    ],
+    reward_file.is_held_out: [
+        (dict(share=2), ValueError, "share must be a number in [0, 1], got 2"),
+        (dict(prompt=TEXT), TypeError, "prompt must be a list, got"),
+    ],
+    reward_file.peak_lr: [
+        (dict(settings=SETTINGS), TypeError, "settings must be a FileSettings, got a"),
+    ],
+    reward_file.prepare: [
+        (dict(settings=None), TypeError, "settings must be a FileSettings, got None"),
+    ],
+    reward_file.train: [
+        (
+            dict(prepared=None, settings=FILE_SETTINGS),
+            TypeError,
+            "prepared must be a Prepared, got None",
+        ),
+    ],
+    reward_file.fit: [
+        (
+            dict(prepared=None, settings=FILE_SETTINGS),
+            TypeError,
+            "prepared must be a Prepared, got None",
+        ),
+    ],
+    reward_file.report_table: [
+        (dict(report=None), TypeError, "report must be a dict, got None"),
+    ],
+    reward_file.require_own_folder: [
+        (dict(folder="a"), TypeError, "folder must be a Path, got 'a'"),
+    ],
+    reward_file.finished_report: [
+        (dict(folder="a"), TypeError, "folder must be a Path, got 'a'"),
+        (dict(identity=None), TypeError, "identity must be a dict, got None"),
+    ],
     hf.load_special_ids: [
         (dict(folder=None), TypeError, "folder must be a string or a Path, got None"),
     ],
@@ -2475,12 +2701,22 @@ EXCEPTIONS = {
         "speak as load_llama and its like",
     ),
     "llama_tokenizer": (
-        "roles_alternate require_no_tags",
+        "roles_alternate require_no_tags require_turns",
         "speak as encode_prompt and encode_response",
     ),
     "preference_file": (
-        "Comparison Tally",
+        "Comparison Tally StrictTally",
         "made by read_preferences for every line; counts of it",
+    ),
+    "checkpoint": ("require_same", "speaks as load_checkpoint and finished_report"),
+    "chat_format": ("ChatFormat", "made by chat_format"),
+    "any_reward_model": (
+        "Judge as_plain_text as_dialogues",
+        "made by load_judge; parts of it",
+    ),
+    "reward_file": (
+        "Prepared locked",
+        "made by prepare; test_reward_file.py has what it refuses",
     ),
     "fast": ("require_past", "speaks as its callers, which are in the table"),
     "generate": (
@@ -2514,7 +2750,9 @@ EXCEPTIONS = {
         "speak as key, or are made by stage",
     ),
     "__main__": (
-        "Parser temperature settings_of main",
+        "Parser temperature at_least share folder_or_none add_course_commands "
+        "add_reward_model add_audit chosen_device settings_of file_settings_of run ask "
+        "reward_model audit main",
         "test_main.py has the command line",
     ),
 }

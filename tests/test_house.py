@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
-    ["sources", "rope_scaling"],
+    ["sources", "rope_scaling", "accumulate"],
     [
         "model",
         "tokenizer",
@@ -34,7 +34,7 @@ LEVELS = [
     ],
     ["data", "fast", "writers", "llama_tokenizer", "hf_config", "hf_files"],
     ["generate", "exact", "optim", "store", "preference_file"],
-    ["lm", "reward_model"],
+    ["lm", "reward_model", "checkpoint", "chat_format"],
     [
         "ladder",
         "preference_loss",
@@ -48,7 +48,10 @@ LEVELS = [
     ],
     ["ppo"],
     ["stages"],
+    ["preference_audit"],
     ["pipeline", "distributed", "hf"],
+    ["any_reward_model"],
+    ["reward_file"],
     ["__main__"],
     [
         "course.__init__",

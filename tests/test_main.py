@@ -3,10 +3,13 @@
 Wrong usage gets one line on standard error and exit status 2.
 """
 
+import gzip
+import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,8 +17,8 @@ import nbformat
 import pytest
 import torch
 
-from minillama import pipeline, stages
-from minillama.__main__ import main, parser, settings_of
+from minillama import pipeline, reward_file, stages
+from minillama.__main__ import file_settings_of, main, parser, settings_of
 from minillama.optim import TrainingDiverged
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +33,8 @@ def quiet_surroundings(monkeypatch, tmp_path):
     monkeypatch.setenv("MINILLAMA_ARTIFACTS", str(tmp_path / "store"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
+
+TRAIN = "reward-model --data no.jsonl --base none --out no".split()
 
 # ----------------------------------------------------------------- the command line
 
@@ -59,6 +64,16 @@ def left(capsys, *arguments):
         (["ask", "x", "--temperature", "-1"], "--temperature: invalid"),
         (["ask", "x", "--temperature", "nan"], "--temperature: invalid"),
         (["ask", "x", "--temperature", "inf"], "--temperature: invalid"),
+        (["reward-model", "--data", "a"], "are required: --base, --out"),
+        (["audit", "--data", "a"], "are required: --model"),
+        ([*TRAIN, "--batch-size", "0"], "--batch-size: invalid"),
+        ([*TRAIN, "--held-out", "1"], "--held-out: invalid"),
+        ([*TRAIN, "--lr", "nan"], "--lr: invalid"),
+        ([*TRAIN, "--vocab-size", "9"], "--vocab-size: invalid"),
+        ([*TRAIN, "--dtype", "fp16"], "--dtype: invalid choice: 'fp16'"),
+        ([*TRAIN, "--bad-lines", "mend"], "--bad-lines: invalid choice: 'mend'"),
+        ([*TRAIN, "--device", "cuda"], "CUDA"),
+        (["audit", "--model", "a", "--data", "b", "--seed", "1"], "unrecognized"),
     ],
 )
 def test_wrong_usage_gets_one_line(arguments, words, capsys):
@@ -180,6 +195,84 @@ def test_threads_sleep_unless_the_caller_says_otherwise():
             text=True,
         )
         assert told.stdout.strip() == expected
+
+
+# ------------------------------------------------------- a model of one's own file
+
+
+def line(asked, chosen, rejected):
+    sides = {"chosen": chosen, "rejected": rejected}
+    return json.dumps(
+        {s: f"\n\nHuman: {asked}\n\nAssistant: {x}" for s, x in sides.items()}
+    )
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Sixty comparisons, the kind answer chosen, gzipped; and lines instead of bars."""
+    monkeypatch.setattr(stages, "shown", lambda name: None)
+    path = tmp_path / "pairs.jsonl.gz"
+    said = [line(f"What is {i}?", f"{i}, please.", f"{i}, go.") for i in range(60)]
+    path.write_bytes(gzip.compress("\n".join(said).encode()))
+    return path
+
+
+def test_a_file_becomes_a_model_and_a_model_is_audited(data, tmp_path, capsys):
+    out, report = tmp_path / "out", tmp_path / "audit.json"
+    train = f"reward-model --data {data} --base none --out {out} --batch-size 4 "
+    train += "--max-tokens 40 --epochs 2"
+    main(train.split())
+    first = capsys.readouterr()
+    assert "60 of 60 lines kept" in first.out and "accuracy 1.000" in first.out
+    assert first.out.endswith(f"written: {out}\n") and "step 24 of 24" in first.err
+    main(train.split())
+    again = capsys.readouterr()
+    assert again.out == first.out and again.err == ""  # it was finished
+    main(f"audit --model {out} --data {data} --limit 9 --report {report}".split())
+    told = capsys.readouterr().out
+    assert "9 of 9 lines kept" in told and "9 pairs of 9 prompts" in told
+    found = json.loads(report.read_text())
+    assert found["accuracy"] == 1.0 and found["data"]["lines"] == 9
+    assert found["model"] in told
+
+
+def test_a_bad_line_a_missing_file_and_another_run_get_one_line(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(line("a", "b", "c") + "\n[]\n")
+    train = f"reward-model --base none --out {out} --batch-size 1 --held-out 0"
+    status, lines = left(capsys, *train.split(), "--data", str(bad))
+    assert status == 2 and len(lines) == 1 and "bad.jsonl, line 2: " in lines[0]
+    main([*train.split(), "--data", str(bad), "--bad-lines", "skip"])
+    assert "1 of 2 lines kept" in capsys.readouterr().out
+    status, lines = left(capsys, *train.split(), "--data", str(data))
+    assert status == 2 and len(lines) == 1 and "other data, " in lines[0]
+    for command in (train, f"audit --model {out}"):
+        status, lines = left(capsys, *command.split(), "--data", f"{tmp_path}/no")
+        assert status == 1 and len(lines) == 1 and "No such file" in lines[0]
+    status, lines = left(capsys, "audit", "--model", str(tmp_path), "--data", str(bad))
+    assert status == 1 and len(lines) == 1 and "config.json" in lines[0]
+
+
+def test_the_settings_of_a_training_are_what_was_said(monkeypatch):
+    def said(*more):
+        return file_settings_of(parser().parse_args([*TRAIN, *more]))
+
+    default = reward_file.FileSettings(Path("no.jsonl"), None, Path("no"))
+    assert said() == default
+    assert said("--seed", "3", "--bad-lines", "skip", "--lr", "0.1") == replace(
+        default, seed=3, skip_bad_lines=True, lr=0.1
+    )
+    assert said("--base", "a/b", "--dtype", "bf16", "--strength", "s") == replace(
+        default, base=Path("a/b"), dtype="bf16", strength="s"
+    )
+    monkeypatch.setenv("MINILLAMA_SEED", "7")
+    assert said().seed == 7
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has, dtype in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        assert (said().device, said().dtype) == ("cuda", dtype)
+        assert said("--device", "cpu").dtype == "fp32"
 
 
 # ----------------------------------------------------------------- make
