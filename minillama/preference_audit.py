@@ -15,7 +15,6 @@ words in other letters than a to z, and phrases in other languages than English.
 """
 
 import re
-from collections import defaultdict
 
 import torch
 
@@ -28,6 +27,7 @@ from minillama.audit import (
     preferred_words,
 )
 from minillama.contracts import expects
+from minillama.evidence import effective_count, wilson_interval
 from minillama.preference_loss import bradley_terry_loss
 
 SIDES = ("chosen", "rejected")
@@ -59,45 +59,6 @@ HABITS = {
 
 # --------------------------------------------------------------------------------------
 # Accuracy
-
-
-@expects("share: number in [0, 1]", "count: number > 0", "-> number", "-> number")
-def wilson_interval(share, count, z=1.96):
-    """Return the lowest and the highest chance that a share of a count speaks for.
-
-        (share + z^2 / 2n ± z sqrt(share (1 - share) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-
-    n = count, which need not be whole; z = 1.96 covers 95 %. Unlike share ± 1.96
-    standard errors it stays within [0, 1] and has a width when all were right. Source:
-    Wilson 1927 (Journal of the American Statistical Association 22).
-    """
-    n = count
-    middle = share + z**2 / (2 * n)
-    width = z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    low, high = (middle - width) / (1 + z**2 / n), (middle + width) / (1 + z**2 / n)
-    return max(0.0, low), min(1.0, high)
-
-
-@expects("right: float (N,) in [0, 1]", "groups: list (N,)", "-> number > 0")
-def effective_count(right, groups):
-    """Return how many independent outcomes tell as much as these, at most N.
-
-        N sum_i d_i^2 / sum_g (sum of d_i in group g)^2      d_i = right_i - their mean
-
-    groups: for each outcome a value that is equal within a group, such as the prompt:
-    comparisons of one prompt's answers stand or fall together. Where all outcomes are
-    alike, or of one group, it is the number of groups. Source: the design effect of
-    cluster sampling (Kish 1965, Survey Sampling, section 5.4).
-    """
-    deviations = (right - right.double().mean()).tolist()
-    sums = defaultdict(float)
-    for group, deviation in zip(groups, deviations, strict=True):
-        sums[group] += deviation
-    alone = sum(d * d for d in deviations)
-    together = sum(d * d for d in sums.values())
-    if alone == 0 or len(sums) == 1:
-        return float(len(sums))
-    return len(deviations) * (alone / max(alone, together))
 
 
 @expects("differences: finite float (N,)", "prompts: list (N,)")

@@ -40,6 +40,7 @@ TESTS = {
     "best_of_n": ["test_best_of_n.py"],
     "contracts": ["test_contracts.py"],
     "data": ["test_data.py"],
+    "evidence": ["test_evidence.py"],
     "exact": ["test_exact.py"],
     "fast": ["test_fast.py"],
     "gae": ["test_gae.py"],

@@ -30,6 +30,7 @@ from minillama import (
     best_of_n,
     chat_format,
     data,
+    evidence,
     exact,
     fast,
     gae,
@@ -551,8 +552,9 @@ GOOD = {
     chat_format.with_pairs: dict(
         comparisons=[COMPARISON], encode_prompt=len, encode_response=len, max_tokens=9
     ),
-    preference_audit.wilson_interval: dict(share=0.5, count=4),
-    preference_audit.effective_count: dict(right=B2, groups=["a", "b"]),
+    evidence.mean_interval: dict(values=[1.0, 2.0]),
+    evidence.wilson_interval: dict(share=0.5, count=4),
+    evidence.effective_count: dict(right=B2, groups=["a", "b"]),
     preference_audit.accuracy_of: dict(differences=B2, prompts=["a", "b"]),
     preference_audit.calibration: dict(differences=B2),
     preference_audit.habits: SIDES | dict(differences=B2),
@@ -2084,11 +2086,15 @@ BAD = {
         (dict(comparisons=[PAIR]), TypeError, "comparisons must be a generator or a"),
         (dict(view=None), TypeError, "view must be a function, got None"),
     ],
-    preference_audit.wilson_interval: [
+    evidence.mean_interval: [
+        (dict(values=[1.0]), ValueError, "one run alone has no interval, give two"),
+        (dict(values=5), TypeError, "values must be"),
+    ],
+    evidence.wilson_interval: [
         (dict(share=1.5), ValueError, "share must be a number in [0, 1], got 1.5"),
         (dict(count=0), ValueError, "count must be a number > 0, got 0"),
     ],
-    preference_audit.effective_count: [
+    evidence.effective_count: [
         (dict(right=B2 + 1), ValueError, "right must be a float tensor (N,) in [0, 1]"),
         (dict(groups=["a"]), ValueError, "groups must be a list (N,), got 1 entries,"),
     ],

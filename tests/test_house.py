@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
-    ["sources", "rope_scaling", "accumulate"],
+    ["sources", "rope_scaling", "accumulate", "evidence"],
     [
         "model",
         "tokenizer",

@@ -10,37 +10,6 @@ from minillama import preference_audit as a
 from minillama.preference_file import Comparison
 
 
-def test_wilsons_interval_by_hand():
-    """8 of 10 right: Wilson 0.490 to 0.943; 10 of 10: 1 / (1 + 1.96²/10) = 0.722."""
-    low, high = a.wilson_interval(0.8, 10)
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-    low, high = a.wilson_interval(1.0, 10)
-    assert low == pytest.approx(1 / (1 + 1.96**2 / 10)) and high == 1.0
-    assert a.wilson_interval(0.0, 10)[0] == 0.0
-    assert a.wilson_interval(0.5, 1e6)[1] == pytest.approx(0.5 + 0.00098, abs=1e-6)
-
-
-def test_wilsons_interval_covers_the_truth():
-    """Of 4,000 samples of 40 at p = 0.7 about 95 % have an interval that holds 0.7."""
-    generator = torch.Generator().manual_seed(0)
-    right = (torch.rand(4000, 40, generator=generator) < 0.7).double().mean(1)
-    held = [
-        low <= 0.7 <= high
-        for low, high in (a.wilson_interval(x, 40) for x in right.tolist())
-    ]
-    assert 0.93 < sum(held) / 4000 < 0.97
-
-
-def test_outcomes_that_stand_together_count_once():
-    """Groups (1, 1), (0, 0), twice: d = ±½, 8 · ¼ = 2 alone, 4 · 1 = 4 together."""
-    right = torch.tensor([1.0, 1.0, 0.0, 0.0] * 2)
-    assert a.effective_count(right, list("aabbccdd")) == pytest.approx(4.0)
-    assert a.effective_count(right, list("abcdefgh")) == 8.0
-    assert a.effective_count(torch.ones(4), list("aabb")) == 2.0  # all alike
-    assert a.effective_count(right, ["a"] * 8) == 1.0
-    assert a.effective_count(torch.tensor([1.0, 0.0]), ["a", "b"]) == 2.0
-
-
 def test_accuracy_counts_ties_one_half():
     found = a.accuracy_of(torch.tensor([1.0, -2.0, 0.0, 3.0]), list("abcd"))
     assert found["accuracy"] == 0.625 and found["ties"] == 1
