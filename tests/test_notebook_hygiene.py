@@ -154,6 +154,7 @@ LESSONS = {
         "table_logprobs",
         "answer_gradients",
         "gradient_variance",
+        "rises",
     ],
     "15": ["logit", "masked_mean", "whiten"],
     "16": [
@@ -166,17 +167,16 @@ LESSONS = {
         "sequence_logprobs",
         "response_kl",
         "exact_gradient",
+        "small_policy",
+        "objective",
+        "optimal_policy",
     ],
     "17": ["gae", "ValueModel", "exact_values"],
     "18": [
         "policy_loss",
         "value_loss",
         "clip_fraction",
-        "small_policy",
-        "rises",
         "RisesJudges",
-        "objective",
-        "optimal_policy",
     ],
     "19": [
         "Judges",
