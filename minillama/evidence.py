@@ -29,7 +29,7 @@ def mean_interval(values):
     x = torch.as_tensor(values, dtype=torch.float64)
     n, z = len(x) - 1, 1.959964  # z: the quantile of a Gaussian, t with n = infinity
     if n == 0:
-        raise ValueError("mean_interval: one run alone has no interval, give two")
+        raise ValueError("mean_interval: values must be at least two runs, got one")
     if n <= len(STUDENT):
         t = STUDENT[n - 1]
     else:

@@ -2087,7 +2087,7 @@ BAD = {
         (dict(view=None), TypeError, "view must be a function, got None"),
     ],
     evidence.mean_interval: [
-        (dict(values=[1.0]), ValueError, "one run alone has no interval, give two"),
+        (dict(values=[1.0]), ValueError, "values must be at least two runs, got one"),
         (dict(values=5), TypeError, "values must be"),
     ],
     evidence.wilson_interval: [

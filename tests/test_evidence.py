@@ -11,7 +11,7 @@ def test_the_interval_of_a_mean_by_hand():
     middle, half = e.mean_interval([1, 2, 3])
     assert middle == 2 and half == pytest.approx(4.303 / 3**0.5)
     assert e.mean_interval(torch.tensor([5.0, 5.0])) == (5.0, 0.0)
-    with pytest.raises(ValueError, match="one run alone has no interval"):
+    with pytest.raises(ValueError, match="must be at least two runs, got one"):
         e.mean_interval([1.0])
 
 
