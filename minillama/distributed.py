@@ -41,9 +41,6 @@ from minillama.ppo import Experience, policy_loss, value_loss
 from minillama.preference_loss import pair_loss
 from minillama.whiten import whiten
 
-# torch.distributed.fsdp is imported where it is used: that takes a second, which a
-# command in one process need not wait.
-
 PATIENCE = timedelta(minutes=10)  # A process that waits longer for others gives up.
 ADDRESS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -111,11 +108,7 @@ def require_agreement(identity, processes):
 
 @expects("model: Module", "function: function")
 class AsForward(nn.Module):
-    """A model of which `function(model, ...)` is the forward: what an engine wraps.
-
-    An engine acts before and after a forward. Losses ask a model in other ways, such as
-    `pair_scores(model, pairs)`.
-    """
+    """A model of which `function(model, ...)` is the forward, where an engine acts."""
 
     def __init__(self, model, function):
         super().__init__()
@@ -143,6 +136,7 @@ def spread(model, function, engine, processes):
     asked = AsForward(model, function)
     if engine == "ddp":
         return DistributedDataParallel(asked)
+    # Imported here: it takes a second, which a command in one process need not wait.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -318,18 +312,14 @@ def share_answers(experience, settings, processes):
         if shares[0].ndim == 2:
             shares = [F.pad(x, (0, width - x.shape[1])) for x in shares]  # (b, T)
         joined[name] = torch.cat(shares).to(processes.device)
-    all_told = Experience(**joined)
-    scores, counted = all_told.scores, all_told.response_mask
-    if settings.whiten_scores:
-        scores = whiten(scores)
+    e, counted = Experience(**joined), joined["response_mask"]
+    scores = whiten(e.scores) if settings.whiten_scores else e.scores
     rewards = kl_penalised_rewards(
-        scores, all_told.logprobs, all_told.ref_logprobs, counted, settings.beta
+        scores, e.logprobs, e.ref_logprobs, counted, settings.beta
     )
-    advantages, returns = gae(
-        rewards, all_told.values, counted, settings.gamma, settings.lam
-    )
-    new = {"scores": scores, "rewards": rewards}
-    return replace(all_told, **new, advantages=advantages, returns=returns)
+    advantages, returns = gae(rewards, e.values, counted, settings.gamma, settings.lam)
+    found = {"rewards": rewards, "advantages": advantages, "returns": returns}
+    return replace(e, scores=scores, **found)
 
 
 @expects(
@@ -356,17 +346,19 @@ def ppo_step_together(
     tokens = experience.response_mask.sum(1).tolist()
     eps, policy_losses, value_losses = settings.clip_eps, [], []
 
-    def policy_loss_of(rows):
+    def asked(stepper, rows):
         batch = experience.rows(torch.tensor(rows, device=processes.device))
-        counted = batch.response_mask
-        logprobs = policy_stepper.model(batch.ids, batch.mask, counted)
-        return policy_loss(logprobs, batch.logprobs, batch.advantages, counted, eps)
+        return stepper.model(batch.ids, batch.mask, batch.response_mask), batch
+
+    def policy_loss_of(rows):
+        logprobs, old = asked(policy_stepper, rows)
+        return policy_loss(
+            logprobs, old.logprobs, old.advantages, old.response_mask, eps
+        )
 
     def value_loss_of(rows):
-        batch = experience.rows(torch.tensor(rows, device=processes.device))
-        counted = batch.response_mask
-        values = value_stepper.model(batch.ids, batch.mask, counted)
-        return value_loss(values, batch.values, batch.returns, counted, eps)
+        values, old = asked(value_stepper, rows)
+        return value_loss(values, old.values, old.returns, old.response_mask, eps)
 
     for _ in range(settings.epochs):
         order = torch.randperm(len(tokens), generator=generator)

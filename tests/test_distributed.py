@@ -227,7 +227,7 @@ def test_each_loss_of_twenty_steps_is_that_of_one_process(told, expected, task, 
     for found in (two[f"two whole {engine} {task}"], one[f"one whole {engine} {task}"]):
         assert {len(losses) for losses in found.values()} == {w.STEPS}
         apart = largest_difference(found, expected[task])
-        print(f"{engine}, {task}: {apart:.1e} nats apart at most")  # pytest -rP
+        print(f"{engine}, {task}: {apart:.1e} apart at most")  # pytest -rP shows it
         assert apart < TOLERANCE
     assert max(map(max, expected[task].values())) > 0.05  # they are losses
 
@@ -363,7 +363,8 @@ def test_killed_under_one_engine_the_command_goes_on_under_the_other(
     status, said = ended(both[1])
     assert status == -signal.SIGKILL, said[-3000:]
     status, said = ended(both[0])
-    assert status == 1 and re.search("(closed|reset) by peer", said), said[-3000:]
+    assert status != 0, said[-3000:]
+    assert re.search("closed by peer|reset by peer|Broken pipe", said), said[-3000:]
     names = [path.name for path in (cut.out / f.SHARDED).glob("step-*")]
     assert names == ["step-000000004"] and not (cut.out / f.REPORT).exists()
     with pytest.raises(OtherRun, match="on several processes; go on as there"):
