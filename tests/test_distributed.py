@@ -317,8 +317,9 @@ def require_the_same(settings, report, out):
     assert found["held_out"]["accuracy"] == report["held_out"]["accuracy"]
     one, other = (load_file(x / "model.safetensors") for x in (settings.out, out))
     assert one.keys() == other.keys()
-    for name, x in one.items():
-        torch.testing.assert_close(other[name], x, atol=1e-4, rtol=0)
+    apart = max((other[name] - x).abs().max().item() for name, x in one.items())
+    print(f"weights {apart:.1e} apart at most")
+    assert apart < 1e-6  # of 12 steps of 1e-5 at most
     names = {path.name for path in out.iterdir()} - {".lock"}
     assert names == {path.name for path in settings.out.iterdir()} - {".lock"}
 
