@@ -2175,7 +2175,7 @@ BAD = {
         (
             dict(experience=ROLLOUT, settings=SHORT_PPO, processes=ONE_PROCESS),
             TypeError,
-            "experience must be an Experience, got a Rollout",
+            "experience must be a Experience, got a Rollout",
         ),
     ],
     distributed.ppo_step_together: [
