@@ -1,7 +1,8 @@
 """The command line: `python -m minillama run` trains and reports, `… ask` answers.
 
-`… reward-model` trains a reward model on a file of preferences, `… audit` asks any
-reward model what it has learned. What was asked in a wrong way gets one line on
+`… reward-model` trains a reward model on a file of preferences, under torchrun on many
+processes, of which the first one prints and writes; `… audit` asks any reward model
+what it has learned. What was asked in a wrong way gets one line on
 standard error and exit status 2; what went wrong on the way, a diverged training or a
 full disk, one line and 1.
 """
@@ -9,13 +10,14 @@ full disk, one line and 1.
 import argparse
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from minillama import any_reward_model, pipeline, reward_file, stages
+from minillama import any_reward_model, distributed, pipeline, reward_file, stages
 from minillama.checkpoint import OtherRun
 from minillama.optim import TrainingDiverged
 from minillama.preference_audit import table
@@ -124,7 +126,12 @@ def add_reward_model(commands):
         "--dtype",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto (default): bf16 on a GPU that has it, else fp32",
+        help="auto (default): bf16 on a GPU that has it, else and under torchrun fp32",
+    )
+    command.add_argument(
+        "--engine",
+        choices=("ddp", "fsdp"),
+        help="under torchrun: whole weights on every process (ddp, default), or shares",
     )
     return command
 
@@ -207,7 +214,7 @@ def file_settings_of(options):
     dtype = options.dtype
     if dtype == "auto":
         on_gpu = device == "cuda" and torch.cuda.is_bf16_supported()
-        dtype = "bf16" if on_gpu else "fp32"
+        dtype = "bf16" if on_gpu and not distributed.launched() else "fp32"
     names = [field.name for field in fields(reward_file.FileSettings)]
     given = {name: x for name, x in vars(options).items() if name in names}
     return reward_file.FileSettings(
@@ -240,6 +247,10 @@ def ask(options):
 
 def reward_model(options):
     """Read the file and the base of a training; prepare `reward_file.fit`."""
+    if distributed.launched():
+        return reward_model_together(options)
+    if options.engine:
+        raise ValueError(f"--engine must be given under torchrun, got {options.engine}")
     settings = file_settings_of(options)
     reward_file.require_own_folder(settings.out)
     prepared = reward_file.prepare(settings, stages.shown("reading"))
@@ -249,6 +260,30 @@ def reward_model(options):
         with reward_file.locked(settings.out):
             report = reward_file.fit(prepared, settings, bar)
         print(f"{reward_file.report_table(report)}\nwritten: {settings.out}")
+
+    return train
+
+
+def reward_model_together(options):
+    """Do the same in each process of torchrun; the first one holds folder and word."""
+    if options.dtype == "bf16":
+        raise ValueError("--dtype must be fp32 under torchrun, got bf16")
+    settings = file_settings_of(options)
+    processes = distributed.start(settings.device)
+    first = processes.rank == 0
+    reward_file.require_own_folder(settings.out)
+    prepared = reward_file.prepare(settings, stages.shown("reading") if first else None)
+    bar = stages.shown("reward model") if first else None
+    engine = options.engine or "ddp"
+
+    def train():
+        with reward_file.locked(settings.out) if first else nullcontext():
+            report = reward_file.fit_together(
+                prepared, settings, processes, engine, bar
+            )
+        if first:
+            print(f"{reward_file.report_table(report)}\nwritten: {settings.out}")
+        distributed.stop()
 
     return train
 

@@ -31,6 +31,12 @@ class _Known(torch.autograd.Function):
         return None, None, *(gradient.mul_(upstream) for gradient in ctx.gradients)
 
 
+@expects("value: float ()", "gradients, weights: list of Tensor (N,)", "-> float ()")
+def known_loss(value, gradients, weights):
+    """Return a loss whose gradients are known; its `backward` hands them over, once."""
+    return _Known.apply(value, gradients, *weights)
+
+
 @expects(
     "losses: generator or list of Tensor",
     "parameters, weights: list of Parameter (N,)",
@@ -51,7 +57,7 @@ def accumulated_loss(losses, parameters, weights):
         for so_far, gradient in zip(sums, gradients, strict=True):
             so_far.add_(gradient)
         total = total + loss.detach()
-    return _Known.apply(total, sums, *weights)
+    return known_loss(total, sums, weights)
 
 
 @expects("reward_model: RewardModel", "dtype: dtype")

@@ -1,10 +1,14 @@
-"""A training that can be interrupted: weights, optimiser and losses in one file.
+"""A training that can be interrupted: weights, optimiser and losses on disk.
 
-What a training goes on from is written beside the old file and then put in its place,
-so that a process that is killed leaves a whole checkpoint, the old one or the new one.
+What a training goes on from is written beside the old checkpoint and then put in its
+place, so that a process that is killed leaves a whole one, the old one or the new one.
 Going on from it gives the weights, bit for bit, that the training would have reached
 without the interruption, provided that all else is the same: `identity` says what else
 there is, and a checkpoint of another identity is refused.
+
+A training in one process writes one file. Several processes write a folder, each its
+own share, with PyTorch's torch.distributed.checkpoint; it serves any number of
+processes, which then agree up to rounding.
 
 Left out: several checkpoints of one run, the state of random generators (draw what is
 random from the seed and the step), pickle.
@@ -12,12 +16,17 @@ random from the seed and the step), pickle.
 
 import json
 import os
+import shutil
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from minillama.contracts import expects
+
+RECORD = "record.json"
+AVERAGES = ("exp_avg", "exp_avg_sq")  # what AdamW keeps beside its count
 
 
 class OtherRun(ValueError):
@@ -99,3 +108,85 @@ def load_checkpoint(path, stepper, identity):
     stepper.optimizer.load_state_dict({"state": state, "param_groups": groups})
     stepper.steps = record["steps"]
     return losses
+
+
+# --------------------------------------------------------------------------------------
+# Of several processes
+
+
+def _shares(steppers):
+    """Name -> tensor, or this process's share of one, of all that steppers go on from.
+
+    A `Stepper` that has not stepped gets the optimiser state that AdamW starts with.
+    """
+    shares = {}
+    for whose, stepper in steppers.items():
+        state = stepper.optimizer.state
+        for name, weight in stepper.model.named_parameters():
+            if weight not in state:
+                count = torch.zeros((), device=weight.device)
+                moments = {x: torch.zeros_like(weight) for x in AVERAGES}
+                state[weight] = {"step": count, **moments}
+            name = name.removeprefix("module.")  # which DistributedDataParallel adds
+            shares[f"{whose}.model.{name}"] = weight.detach()
+            for part, tensor in state[weight].items():
+                shares[f"{whose}.optimizer.{name}.{part}"] = tensor
+    return shares
+
+
+@expects("folder: Path", "steppers: dict", "losses: list of number", "identity: dict")
+def save_sharded(folder, steppers, losses, identity):
+    """Write what a training goes on from, every process its share, in safetensors.
+
+    All processes call this, on a folder that all see. steppers: by name; their models
+    are those of `distributed.spread`. losses: those of all steps so far. identity: JSON
+    values that decide what the training gives, up to rounding. The checkpoint gets its
+    name, step-N, once it is whole, and then the last one goes.
+    """
+    # Imported here, as it takes a second that a command in one process need not wait.
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+
+    unfinished, whole = folder / "unfinished", folder / f"step-{len(losses):09d}"
+    if dist.get_rank() == 0 and unfinished.exists():  # left by a process that died
+        shutil.rmtree(unfinished)
+    dist.barrier()
+    writer = HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
+    save(_shares(steppers), storage_writer=writer)  # returns when all have written
+    if dist.get_rank() == 0:
+        steps = {name: stepper.steps for name, stepper in steppers.items()}
+        record = {"identity": identity, "losses": losses, "steps": steps}
+        (unfinished / RECORD).write_text(json.dumps(record), encoding="utf-8")
+        unfinished.rename(whole)
+        for old in set(folder.glob("step-*")) - {whole}:
+            shutil.rmtree(old)
+
+
+@expects("folder: Path", "steppers: dict", "identity: dict", "-> list")
+def load_sharded(folder, steppers, identity):
+    """Put steppers where the last `save_sharded` stands; return the losses so far.
+
+    All processes call this; how many there are, and their engine, may be others than
+    before. Without a checkpoint nothing changes, and there are no losses. Raises
+    `OtherRun` for a damaged one and for one of another identity, naming what differs.
+    """
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    found = sorted(folder.glob("step-*"))
+    if not found:
+        return []
+    record = json.loads((found[-1] / RECORD).read_text(encoding="utf-8"))
+    require_same("load_sharded", found[-1], record["identity"], identity)
+    try:
+        reader = HuggingFaceStorageReader(str(found[-1]))
+        load(_shares(steppers), storage_reader=reader)  # fills the tensors in place
+    except CheckpointException as error:
+        raise OtherRun(
+            f"load_sharded: {found[-1]} must be a whole checkpoint of these models, "
+            f"got {error}; delete it to start again"
+        ) from error
+    for name, stepper in steppers.items():
+        stepper.steps = record["steps"][name]
+        for good, weight in zip(stepper.last_good, stepper.parameters, strict=True):
+            good.copy_(weight.detach())
+    return record["losses"]

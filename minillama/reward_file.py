@@ -5,19 +5,21 @@ through the file `epochs` times; `fit` does both, judges the model on comparison
 it has not seen and writes a folder that transformers' LlamaForSequenceClassification
 loads, with the tokenizer and report.json. A process that is killed leaves a checkpoint
 there, and the same call goes on from it to the same weights, bit for bit.
+`fit_together` does the same on several processes, up to rounding.
 
 Which comparisons are held out depends on the prompt and the seed alone: all
 comparisons of a prompt are on one side, and stay there when the file grows.
 
 In memory are the ids of the training pairs, 4 bytes each, and the texts of the pairs
-held out. Bit for bit is what tests hold on the CPU. Left out: several processes,
+held out, in every process. Bit for bit is what tests hold on the CPU. Left out:
 adapters, a language-modelling or a centring term, batches that keep the comparisons of
-a prompt together.
+a prompt together, bfloat16 on several processes.
 """
 
 import hashlib
 import json
 import math
+import shutil
 from array import array
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -35,11 +37,14 @@ from minillama.chat_format import ChatFormat, chat_format, load_chat_format, wit
 from minillama.checkpoint import (
     OtherRun,
     load_checkpoint,
+    load_sharded,
     require_same,
     save_checkpoint,
+    save_sharded,
 )
 from minillama.contracts import expects
 from minillama.data import endless_batches
+from minillama.distributed import pair_step, require_agreement, spread, whole
 from minillama.hf import load_llama, save_reward_model
 from minillama.hf_files import INDEX, SINGLE, read_json
 from minillama.model import Llama
@@ -57,6 +62,7 @@ TOKENIZER_PAIRS = 10_000  # a new tokenizer learns from so many pairs at most
 PIECE = 1000  # SentencePiece passes over texts of more than 4,192 bytes
 FRESH_LR, BASE_LR = 1e-3, 1e-5  # of a new small model, of one that was pretrained
 CHECKPOINT, REPORT = "checkpoint.safetensors", "report.json"
+SHARDED = "checkpoint"  # A folder, of a training on several processes.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -202,7 +208,7 @@ def _identity(settings, model, chat):
     with settings.data.open("rb") as file:
         data = hashlib.file_digest(file, "sha256").hexdigest()
     elsewhere = ("data", "base", "out", "save_every", "device", "skip_bad_lines")
-    code = json.dumps(sources_of([prepare, train])).encode()
+    code = json.dumps(sources_of([prepare, train, train_together])).encode()
     on_gpu = settings.device != "cpu"
     return {
         "data": data,
@@ -265,11 +271,46 @@ def _step(stepper, working, pairs, size, batch):
     return loss.item()
 
 
+def _steps(prepared, settings):
+    """How many steps a training takes."""
+    return settings.epochs * (len(prepared.pairs) // settings.batch_size)
+
+
 def _stepper(model, settings, steps):
     """The optimiser of a training of so many steps, a twentieth of them warm-up."""
     warmup = math.ceil(steps / 20)
     schedule = partial(warmup_cosine, total_steps=steps, warmup_steps=warmup)
     return Stepper(model, peak_lr(settings), schedule)
+
+
+def _refuse(path, whose):
+    """Refuse a checkpoint that cannot be gone on from here."""
+    if path.exists():
+        raise OtherRun(
+            f"train: out must be new or of the same run, got {path} of a training "
+            f"{whose}; go on as there, name another folder, or delete this one"
+        )
+
+
+def _go_on(prepared, settings, losses, step, save, desc, tells=True):
+    """Take the steps that are left, saving now and then; add to losses, and return it.
+
+    step(pairs, their indices) -> loss; save(losses).
+    """
+    steps, done = _steps(prepared, settings), len(losses)
+    order = torch.Generator().manual_seed(settings.seed)
+    batches = endless_batches(len(prepared.pairs), settings.batch_size, order)
+    if done and tells:
+        say(f"going on after step {done:,} of {steps:,}")
+    with tqdm(total=steps, initial=done, desc=desc, disable=desc is None) as bar:
+        for batch in islice(batches, done, steps):
+            losses.append(step([prepared.pairs[i] for i in batch], batch))
+            bar.update()
+            if len(losses) % settings.save_every == 0 or len(losses) == steps:
+                save(losses)
+                if desc is None and tells:
+                    say(f"step {len(losses):,} of {steps:,}, loss {losses[-1]:.3f}")
+    return losses
 
 
 @expects(
@@ -282,30 +323,64 @@ def train(prepared, settings, desc=None):
     last step. desc names the progress bar; None shows a line at each checkpoint. Raises
     `OtherRun` for the checkpoint of another run, and `TrainingDiverged`.
     """
-    count, model = len(prepared.pairs), prepared.model
-    steps = settings.epochs * (count // settings.batch_size)
-    stepper, path = _stepper(model, settings, steps), settings.out / CHECKPOINT
-    losses = load_checkpoint(path, stepper, prepared.identity)
+    model, identity = prepared.model, prepared.identity
+    _refuse(settings.out / SHARDED, "on several processes")
+    stepper = _stepper(model, settings, _steps(prepared, settings))
+    path, size = settings.out / CHECKPOINT, settings.micro_batch_size
+    losses = load_checkpoint(path, stepper, identity)
     working = working_copy(model, DTYPES[settings.dtype])
     follow(working, model)
-    order = torch.Generator().manual_seed(settings.seed)
-    batches = endless_batches(count, settings.batch_size, order)
     model.train()
     working.train()
-    done = len(losses)
-    if done:
-        say(f"going on after step {done:,} of {steps:,}")
-    with tqdm(total=steps, initial=done, desc=desc, disable=desc is None) as bar:
-        for batch in islice(batches, done, steps):
-            pairs, size = [prepared.pairs[i] for i in batch], settings.micro_batch_size
-            losses.append(_step(stepper, working, pairs, size, batch))
-            bar.update()
-            if len(losses) % settings.save_every == 0 or len(losses) == steps:
-                save_checkpoint(path, stepper, losses, prepared.identity)
-                if desc is None:
-                    say(f"step {len(losses):,} of {steps:,}, loss {losses[-1]:.3f}")
+
+    def step(pairs, batch):
+        return _step(stepper, working, pairs, size, batch)
+
+    def save(losses):
+        save_checkpoint(path, stepper, losses, identity)
+
+    losses = _go_on(prepared, settings, losses, step, save, desc)
     model.eval()
     return losses
+
+
+@expects(
+    "prepared: Prepared",
+    "settings: FileSettings",
+    "processes: Processes",
+    'engine: "ddp" or "fsdp"',
+    "desc: text or None",
+    "-> list",
+    "-> Module",
+)
+def train_together(prepared, settings, processes, engine="ddp", desc=None):
+    """Train as `train` does, on several processes; return losses and the spread model.
+
+    micro_batch_size is that of each process. How many processes there are, and their
+    engine, may change from one checkpoint to the next. desc: None on all but the first.
+    """
+    if settings.dtype != "fp32":
+        raise ValueError(
+            "train_together: settings.dtype must be fp32 on several processes, got "
+            f"{settings.dtype}"
+        )
+    model, identity = prepared.model.train(), prepared.identity
+    _refuse(settings.out / CHECKPOINT, "in one process")
+    spread_model = spread(model, pair_scores, engine, processes)
+    stepper = _stepper(spread_model, settings, _steps(prepared, settings))
+    folder, steppers = settings.out / SHARDED, {"reward_model": stepper}
+    losses = load_sharded(folder, steppers, identity)
+
+    def step(pairs, batch):
+        return pair_step(stepper, pairs, settings.micro_batch_size, processes, batch)
+
+    def save(losses):
+        save_sharded(folder, steppers, losses, identity)
+
+    tells = processes.rank == 0
+    losses = _go_on(prepared, settings, losses, step, save, desc, tells)
+    model.eval()
+    return losses, spread_model
 
 
 # --------------------------------------------------------------------------------------
@@ -342,7 +417,8 @@ def report_table(report):
 def require_own_folder(folder):
     """Refuse a folder with a model in it that no training on a file has written."""
     files = {path.name for path in folder.glob("*")}
-    if files & {"config.json", SINGLE, INDEX} and not files & {CHECKPOINT, REPORT}:
+    ours = {CHECKPOINT, SHARDED, REPORT}
+    if files & {"config.json", SINGLE, INDEX} and not files & ours:
         raise OtherRun(
             "require_own_folder: out must be a new folder or that of the same run, got "
             f"{folder}, which holds another model"
@@ -384,18 +460,8 @@ def finished_report(folder, identity):
     return report
 
 
-@expects("prepared: Prepared", "settings: FileSettings", "desc: text or None")
-def fit(prepared, settings, desc=None):
-    """Train a prepared model, write its folder, and return its report: a dict.
-
-    `identity`, `data` (what was read and skipped), `losses` (nats per pair, one a step)
-    and `held_out` (`judge_pairs` of the model as it was written). A run that has
-    been finished returns its report again.
-    """
-    if report := finished_report(settings.out, prepared.identity):
-        (settings.out / CHECKPOINT).unlink(missing_ok=True)
-        return report
-    losses = train(prepared, settings, desc)
+def _write(prepared, settings, losses):
+    """Write the folder of a trained model, judge it as written; return the report."""
     save_reward_model(prepared.model, settings.out, prepared.chat.special_ids)
     path = settings.out / "tokenizer.model"
     path.write_bytes(prepared.chat.tokenizer.model_bytes)
@@ -410,5 +476,46 @@ def fit(prepared, settings, desc=None):
     unfinished = settings.out / "report.unfinished"
     unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(settings.out / REPORT)
-    (settings.out / CHECKPOINT).unlink()
+    return report
+
+
+@expects("prepared: Prepared", "settings: FileSettings", "desc: text or None")
+def fit(prepared, settings, desc=None):
+    """Train a prepared model, write its folder, and return its report: a dict.
+
+    `identity`, `data` (what was read and skipped), `losses` (nats per pair, one a step)
+    and `held_out` (`judge_pairs` of the model as it was written). A run that has
+    been finished returns its report again.
+    """
+    report = finished_report(settings.out, prepared.identity)
+    if report is None:
+        report = _write(prepared, settings, train(prepared, settings, desc))
+    (settings.out / CHECKPOINT).unlink(missing_ok=True)
+    return report
+
+
+@expects(
+    "prepared: Prepared",
+    "settings: FileSettings",
+    "processes: Processes",
+    'engine: "ddp" or "fsdp"',
+    "desc: text or None",
+)
+def fit_together(prepared, settings, processes, engine="ddp", desc=None):
+    """Do what `fit` does, on several processes; the first one writes.
+
+    Each gets the report of a run that has been finished before; of a new one the first
+    gets it, the others None as soon as the training is over. The result is that of one
+    process up to rounding, whatever the number of threads, so that these do not count.
+    """
+    together = replace(prepared, identity=prepared.identity | {"threads": "any"})
+    require_agreement(together.identity, processes)
+    report = finished_report(settings.out, together.identity)
+    if report is None:
+        losses, model = train_together(together, settings, processes, engine, desc)
+        with whole(model):
+            if processes.rank == 0:
+                report = _write(together, settings, losses)
+    if processes.rank == 0 and (settings.out / SHARDED).exists():
+        shutil.rmtree(settings.out / SHARDED)
     return report

@@ -30,6 +30,7 @@ from minillama import (
     best_of_n,
     chat_format,
     data,
+    distributed,
     evidence,
     exact,
     fast,
@@ -83,7 +84,10 @@ BODY = reward_model.copy_body(MODEL)
 JUDGE = reward_model.RewardModel(MODEL, generator=G).eval()
 TRAINING = copy.deepcopy(JUDGE).train()
 POOLING_MEAN = reward_model.RewardModel(MODEL, "mean", generator=G)
+ONE_PROCESS = distributed.Processes(0, 1, "cpu")
 FILE_SETTINGS = reward_file.FileSettings(Path("a"), None, Path("unused"))
+STEP = {"processes": ONE_PROCESS, "batch_ids": [0]}
+NO_STEPPER = "stepper must be a Stepper, got a Llama"
 LLAMA2 = llama_tokenizer.Llama2Tokenizer(llama_layout())
 TURNS = [("user", "How?"), ("assistant", "Fill a pot."), ("user", "And then?")]
 COMPARISON = preference_file.Comparison(
@@ -540,12 +544,31 @@ GOOD = {
     accumulate.accumulated_loss: lambda: dict(
         losses=[(2 * WEIGHT).sum()], parameters=[WEIGHT], weights=[WEIGHT]
     ),
+    accumulate.known_loss: lambda: dict(
+        value=torch.tensor(1.0), gradients=[B2], weights=[B2]
+    ),
     accumulate.working_copy: dict(reward_model=JUDGE, dtype=torch.float32),
     accumulate.follow: dict(working=JUDGE, reward_model=JUDGE),
     saved.save_checkpoint: None,
     saved.load_checkpoint: lambda: dict(
         path=Path("unused"), stepper=stepper(), identity={}
     ),
+    saved.save_sharded: None,
+    saved.load_sharded: dict(folder=Path("unused"), steppers={}, identity={}),
+    distributed.Processes: dict(rank=0, count=1, device="cpu"),
+    distributed.start: None,
+    distributed.require_agreement: None,
+    distributed.AsForward: dict(model=MODEL, function=len),
+    distributed.spread: None,
+    distributed.whole: dict(spread_model=MODEL),
+    distributed.parts_of: dict(
+        items=[7, 8], counts=[1, 1], size=1, processes=ONE_PROCESS
+    ),
+    distributed.descend: None,
+    distributed.lm_step: None,
+    distributed.pair_step: None,
+    distributed.share_answers: None,
+    distributed.ppo_step_together: None,
     chat_format.encode_turns: dict(course_tokenizer=TOKENIZER, turns=TURNS),
     chat_format.chat_format: dict(of=TOKENIZER),
     chat_format.load_chat_format: None,
@@ -573,7 +596,9 @@ GOOD = {
     reward_file.peak_lr: dict(settings=FILE_SETTINGS),
     reward_file.prepare: None,
     reward_file.train: None,
+    reward_file.train_together: None,
     reward_file.fit: None,
+    reward_file.fit_together: None,
     reward_file.report_table: None,
     reward_file.require_own_folder: dict(folder=Path("unused")),
     reward_file.finished_report: dict(folder=Path("unused"), identity={}),
@@ -2040,6 +2065,14 @@ BAD = {
             "weights must be a list of Parameter (N,), got 2 entries, with N = 1",
         ),
     ],
+    accumulate.known_loss: [
+        (dict(value=1.0), TypeError, "value must be a float tensor (), got 1.0"),
+        (
+            dict(gradients=[B2, B2]),
+            ValueError,
+            "weights must be a list of Tensor (N,), got 1 entries, with N = 2",
+        ),
+    ],
     accumulate.working_copy: [
         (
             dict(reward_model=MODEL),
@@ -2062,6 +2095,103 @@ BAD = {
         (dict(path="a"), TypeError, "path must be a Path, got 'a'"),
         (dict(stepper=MODEL), TypeError, "stepper must be a Stepper, got a Llama"),
         (dict(identity=[]), TypeError, "identity must be a dict, got a list"),
+    ],
+    saved.save_sharded: [
+        (
+            dict(folder="a", steppers={}, losses=[], identity={}),
+            TypeError,
+            "folder must be a Path, got 'a'",
+        ),
+        (
+            dict(folder=Path("a"), steppers=[], losses=[], identity={}),
+            TypeError,
+            "steppers must be a dict, got a list",
+        ),
+    ],
+    saved.load_sharded: [
+        (dict(folder="a"), TypeError, "folder must be a Path, got 'a'"),
+        (dict(steppers=MODEL), TypeError, "steppers must be a dict, got a Llama"),
+        (dict(identity=[]), TypeError, "identity must be a dict, got a list"),
+    ],
+    distributed.Processes: [
+        (dict(rank=-1), ValueError, "rank must be an int >= 0, got -1"),
+        (dict(count=0), ValueError, "count must be an int >= 1, got 0"),
+        (dict(device="gpu"), ValueError, 'device must be "cpu" or "cuda", got'),
+    ],
+    distributed.start: [
+        (dict(device="gpu"), ValueError, 'device must be "cpu" or "cuda", got'),
+        (dict(device="cpu"), ValueError, "the environment must have RANK, WORLD_SIZE"),
+    ],
+    distributed.require_agreement: [
+        (
+            dict(identity=[], processes=ONE_PROCESS),
+            TypeError,
+            "identity must be a dict, got a list",
+        ),
+    ],
+    distributed.AsForward: [
+        (dict(function=None), TypeError, "function must be a function, got None"),
+        (dict(model=len), TypeError, "model must be a Module, got a builtin"),
+    ],
+    distributed.spread: [
+        (
+            dict(model=MODEL, function=len, engine="zero", processes=ONE_PROCESS),
+            ValueError,
+            'engine must be "ddp" or "fsdp", got',
+        ),
+        (
+            dict(model=MODEL, function=len, engine="ddp", processes=2),
+            TypeError,
+            "processes must be a Processes, got 2",
+        ),
+    ],
+    distributed.whole: [
+        (dict(spread_model=None), TypeError, "spread_model must be a Module, got None"),
+    ],
+    distributed.parts_of: [
+        (
+            dict(counts=[1]),
+            ValueError,
+            "counts must be a list of int (N,), got 1 entries, with N = 2 as in items",
+        ),
+        (dict(counts=[1, 0]), ValueError, "counts must be at least 1, got 0"),
+        (dict(size=0), ValueError, "size must be an int >= 1, got 0"),
+        (
+            dict(items=[], counts=[]),
+            ValueError,
+            "items must be a list (N,), got 0 entries, where no size may be 0",
+        ),
+    ],
+    distributed.descend: [
+        (dict(STEP, stepper=MODEL, loss_of=len, parts=[1]), TypeError, NO_STEPPER),
+    ],
+    distributed.lm_step: [
+        (dict(STEP, stepper=MODEL, examples=[EXAMPLE], size=1), TypeError, NO_STEPPER),
+    ],
+    distributed.pair_step: [
+        (dict(STEP, stepper=MODEL, pairs=[PAIR], size=1), TypeError, NO_STEPPER),
+    ],
+    distributed.share_answers: [
+        (
+            dict(experience=ROLLOUT, settings=SHORT_PPO, processes=ONE_PROCESS),
+            TypeError,
+            "experience must be a Experience, got a Rollout",
+        ),
+    ],
+    distributed.ppo_step_together: [
+        (
+            dict(
+                policy_stepper=MODEL,
+                value_stepper=None,
+                experience=None,
+                settings=SHORT_PPO,
+                generator=G,
+                size=1,
+                processes=ONE_PROCESS,
+            ),
+            TypeError,
+            "policy_stepper must be a Stepper, got a Llama",
+        ),
     ],
     chat_format.encode_turns: [
         (
@@ -2186,6 +2316,20 @@ BAD = {
     reward_file.fit: [
         (
             dict(prepared=None, settings=FILE_SETTINGS),
+            TypeError,
+            "prepared must be a Prepared, got None",
+        ),
+    ],
+    reward_file.train_together: [
+        (
+            dict(prepared=None, settings=FILE_SETTINGS, processes=ONE_PROCESS),
+            TypeError,
+            "prepared must be a Prepared, got None",
+        ),
+    ],
+    reward_file.fit_together: [
+        (
+            dict(prepared=None, settings=FILE_SETTINGS, processes=ONE_PROCESS),
             TypeError,
             "prepared must be a Prepared, got None",
         ),
@@ -2758,7 +2902,7 @@ EXCEPTIONS = {
     "__main__": (
         "Parser temperature at_least share folder_or_none add_course_commands "
         "add_reward_model add_audit chosen_device settings_of file_settings_of run ask "
-        "reward_model audit main",
+        "reward_model reward_model_together audit main",
         "test_main.py has the command line",
     ),
 }

@@ -71,6 +71,8 @@ def left(capsys, *arguments):
         ([*TRAIN, "--lr", "nan"], "--lr: invalid"),
         ([*TRAIN, "--vocab-size", "9"], "--vocab-size: invalid"),
         ([*TRAIN, "--dtype", "fp16"], "--dtype: invalid choice: 'fp16'"),
+        ([*TRAIN, "--engine", "tpu"], "--engine: invalid choice: 'tpu'"),
+        ([*TRAIN, "--engine", "ddp"], "--engine must be given under torchrun"),
         ([*TRAIN, "--bad-lines", "mend"], "--bad-lines: invalid choice: 'mend'"),
         ([*TRAIN, "--device", "cuda"], "CUDA"),
         (["audit", "--model", "a", "--data", "b", "--seed", "1"], "unrecognized"),
