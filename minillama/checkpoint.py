@@ -75,6 +75,12 @@ def require_same(caller, path, found, identity):
         )
 
 
+def _take_for_good(stepper):
+    """Let a divergence fall back on the weights that were loaded, not on older ones."""
+    for good, weight in zip(stepper.last_good, stepper.parameters, strict=True):
+        good.copy_(weight.detach())
+
+
 @expects("path: Path", "stepper: Stepper", "identity: dict", "-> list")
 def load_checkpoint(path, stepper, identity):
     """Put a stepper where a checkpoint stands; return the losses so far, nats.
@@ -107,6 +113,7 @@ def load_checkpoint(path, stepper, identity):
     groups = stepper.optimizer.state_dict()["param_groups"]
     stepper.optimizer.load_state_dict({"state": state, "param_groups": groups})
     stepper.steps = record["steps"]
+    _take_for_good(stepper)
     return losses
 
 
@@ -187,6 +194,5 @@ def load_sharded(folder, steppers, identity):
         ) from error
     for name, stepper in steppers.items():
         stepper.steps = record["steps"][name]
-        for good, weight in zip(stepper.last_good, stepper.parameters, strict=True):
-            good.copy_(weight.detach())
+        _take_for_good(stepper)
     return record["losses"]

@@ -1,11 +1,13 @@
 """A training goes on from its file bit for bit, and from no other file."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from minillama.checkpoint import OtherRun, load_checkpoint, save_checkpoint
-from minillama.optim import Stepper
+from minillama.optim import Stepper, TrainingDiverged
 
 IDENTITY = {"seed": 0, "data": "abc"}
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -48,6 +50,16 @@ def test_before_the_first_step_there_is_no_optimiser_state(tmp_path):
     path = tmp_path / "a"
     save_checkpoint(path, stepper(), [], IDENTITY)
     assert load_checkpoint(path, stepper(), IDENTITY) == []
+
+
+def test_a_step_that_diverges_after_loading_leaves_the_loaded_weights(tmp_path):
+    path, first, second = tmp_path / "a", stepper(), stepper()
+    save_checkpoint(path, first, walk(first, 4), IDENTITY)
+    load_checkpoint(path, second, IDENTITY)
+    with pytest.raises(TrainingDiverged):
+        second.step((second.model(X) * math.nan).sum(), [0])
+    a, b = first.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_another_run_is_refused_and_what_differs_is_named(tmp_path):
