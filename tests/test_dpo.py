@@ -1,7 +1,6 @@
 """DPO, IPO and KTO: by hand, by a second route, and against the exact optimum."""
 
 import math
-from copy import deepcopy
 from itertools import product
 
 import pytest
