@@ -143,8 +143,8 @@ def test_certain_preferences_end_at_half_a_nat_over_tau_or_nowhere():
         ratio = table.detach().log_softmax(0) - ref_logp
         return (ratio[1] - ratio[0]).item()
 
-    assert gap_after(ipo_loss, 2000) == pytest.approx(1 / (2 * tau), abs=1e-3)
-    assert gap_after(dpo_loss, 4000) > gap_after(dpo_loss, 2000) + 1 > 10
+    assert gap_after(ipo_loss, 800) == pytest.approx(1 / (2 * tau), abs=1e-3)
+    assert gap_after(dpo_loss, 1200) > gap_after(dpo_loss, 600) + 1 > 10
 
 
 def test_whole_answers_are_summed_and_read_once():
