@@ -156,8 +156,8 @@ def mismatched_kl(logprobs, ref_logprobs):
 def answer_logprobs(model, examples):
     """Return log p(answer | prompt) of whole answers, in nats, with gradient.
 
-    An answer begins at an example's loss_start and ends with its EOS. All are read in
-    one forward, a text that comes several times once.
+    An answer begins at an example's loss_start and ends with its EOS. A text that comes
+    several times is read once.
     """
     require_lm_head(model, "answer_logprobs")
     device = next(model.parameters()).device
@@ -177,7 +177,7 @@ def pair_logprobs(policy, ref_policy, pairs):
     """Return the four log-probabilities of each pair, in the order of `dpo_loss`.
 
     (B,) each: chosen and rejected of the policy, with gradient, then of the reference.
-    Either model reads both sides in one forward.
+    Either model reads both sides in one call.
     """
     sides = [Example(list(x.chosen), x.response_start) for x in pairs]
     sides += [Example(list(x.rejected), x.response_start) for x in pairs]
@@ -306,9 +306,15 @@ def train_on_labels(
     """Train a policy by `kto_loss` on labelled answers in place; return the history.
 
     desirable: True = good. Each batch gives its own reference point, from `mismatched`
-    answers. Columns: loss; desirable and undesirable, mean log-ratios in nats, NaN
-    where a batch has none; reference_kl in nats. The rest as in `train_on_pairs`.
+    answers, so it must have two. Columns: loss; desirable and undesirable, mean
+    log-ratios in nats, NaN where a batch has none; reference_kl in nats. The rest as in
+    `train_on_pairs`.
     """
+    if settings.batch_size < 2:
+        raise ValueError(
+            "train_on_labels: settings.batch_size must be at least 2, since the "
+            f"reference point needs an answer of another, got {settings.batch_size}"
+        )
     history = []
     run = _steps(
         policy, ref_policy, "train_on_labels", len(examples), settings, generator, desc

@@ -210,6 +210,17 @@ def test_what_is_wrong_is_refused_by_name():
             "different sides",
         ),
         (
+            lambda: train_on_labels(
+                policy,
+                ref,
+                [Example([1, 3, 4, 2], 2)],
+                torch.tensor([True]),
+                settings,
+                rng,
+            ),
+            "batch_size must be at least 2",
+        ),
+        (
             lambda: train_on_pairs(policy, policy, [[pair()]], settings, rng),
             "ref_policy must be a copy",
         ),
