@@ -14,6 +14,7 @@ import math
 import pkgutil
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from minillama import (
     chat_format,
     data,
     distributed,
+    dpo,
     evidence,
     exact,
     fast,
@@ -97,10 +99,20 @@ JUDGES = ppo.Judges(JUDGE, JUDGE)
 VALUE = reward_model.ValueModel(JUDGE)
 EXAMPLE = data.dialogue_example(TOKENIZER, PROMPT.text, TEXT, True)
 PAIR = data.pair_example(TOKENIZER, PREFERENCE)
+FOUR = dict.fromkeys(
+    (
+        "chosen_logprobs",
+        "rejected_logprobs",
+        "ref_chosen_logprobs",
+        "ref_rejected_logprobs",
+    ),
+    torch.zeros(2),
+)
 SETTINGS = stages.Settings()
 STAGES = stages.Stages(SETTINGS)
 FEW_STEPS = lm.LMSettings(steps=1, batch_size=2)
 ONE_EPOCH = preference_loss.RewardSettings(batch_size=2)
+DIRECT = dpo.DirectSettings(batch_size=2)
 SHORT_PPO = ppo.PPOSettings(iterations=1, batch_size=2, minibatches=1, max_new_tokens=4)
 
 B2, COLUMN = torch.tensor([0.25, 0.5]), torch.tensor([[0.25], [0.5]])
@@ -334,6 +346,37 @@ GOOD = {
         table=TABLE, states=STATES, responses=RESPONSES, advantages=PRAISE
     ),
     policy_gradient.gradient_variance: dict(gradients=WIDE, chances=B2),
+    # dpo
+    dpo.implicit_reward: dict(logprobs=B2, ref_logprobs=B2, beta=0.1),
+    dpo.dpo_loss: FOUR | dict(beta=0.1),
+    dpo.ipo_loss: FOUR | dict(tau=0.1),
+    dpo.kto_loss: dict(
+        logprobs=B2,
+        ref_logprobs=B2,
+        desirable=LABELS,
+        reference_kl=torch.tensor(0.0),
+        beta=0.1,
+    ),
+    dpo.mismatched_kl: dict(logprobs=B2, ref_logprobs=B2),
+    dpo.answer_logprobs: dict(model=MODEL, examples=[EXAMPLE]),
+    dpo.pair_logprobs: dict(policy=MODEL, ref_policy=OTHER, pairs=[PAIR]),
+    dpo.mismatched: dict(examples=[EXAMPLE, EXAMPLE]),
+    dpo.DirectSettings: dict(),
+    dpo.train_on_pairs: lambda: dict(
+        policy=copy.deepcopy(MODEL),
+        ref_policy=MODEL,
+        groups=[[PAIR]] * 2,
+        settings=DIRECT,
+        generator=G,
+    ),
+    dpo.train_on_labels: lambda: dict(
+        policy=copy.deepcopy(MODEL),
+        ref_policy=MODEL,
+        examples=[EXAMPLE] * 2,
+        desirable=LABELS,
+        settings=DIRECT,
+        generator=G,
+    ),
     # preference_loss
     preference_loss.bradley_terry_loss: dict(chosen_scores=B2, rejected_scores=B2),
     preference_loss.safety_label_loss: dict(scores=B2, labels=LABELS),
@@ -1273,6 +1316,94 @@ BAD = {
         (dict(chances=LOGP), ValueError, "chances must be a float tensor (N,) in"),
         (dict(chances=B2 * 4), ValueError, "chances must be a float tensor (N,) in"),
         (dict(gradients=B2), ValueError, "gradients must be a finite float tensor (N,"),
+    ],
+    dpo.implicit_reward: [
+        (dict(logprobs=B2 * NAN), ValueError, "logprobs must be a finite float tensor"),
+        (dict(ref_logprobs=GRID), ValueError, "ref_logprobs must be a finite float"),
+        (dict(beta=0.0), ValueError, "beta must be a finite number > 0, got 0"),
+    ],
+    dpo.dpo_loss: [
+        (dict(chosen_logprobs=GRID), ValueError, "chosen_logprobs must be a finite"),
+        (dict(rejected_logprobs=B2[:1]), ValueError, "rejected_logprobs must be a"),
+        (dict(ref_chosen_logprobs=B2 * NAN), ValueError, "ref_chosen_logprobs must be"),
+        (dict(ref_rejected_logprobs=IDS), TypeError, "ref_rejected_logprobs must be a"),
+        (dict(beta=-0.1), ValueError, "beta must be a finite number > 0, got -0.1"),
+        (dict(reduction="max"), ValueError, 'reduction must be "mean" or "sum" or'),
+    ],
+    dpo.ipo_loss: [
+        (
+            dict(chosen_logprobs=B2 * NAN),
+            ValueError,
+            "chosen_logprobs must be a finite",
+        ),
+        (dict(ref_rejected_logprobs=GRID), ValueError, "ref_rejected_logprobs must be"),
+        (dict(tau=0.0), ValueError, "tau must be a finite number > 0, got 0"),
+    ],
+    dpo.kto_loss: [
+        (dict(desirable=B2), TypeError, "desirable must be a bool tensor (B,), got a"),
+        (
+            dict(desirable=LABELS[:1]),
+            ValueError,
+            "desirable must be a bool tensor (B,)",
+        ),
+        (dict(reference_kl=torch.tensor(-1.0)), ValueError, "reference_kl must be a"),
+        (dict(reference_kl=B2), ValueError, "reference_kl must be a finite float"),
+        (dict(beta=0), ValueError, "beta must be a finite number > 0, got 0"),
+        (dict(desirable_weight=-1.0), ValueError, "desirable_weight must be a finite"),
+        (dict(undesirable_weight=NAN), ValueError, "undesirable_weight must be a"),
+    ],
+    dpo.mismatched_kl: [
+        (dict(logprobs=B2 * NAN), ValueError, "logprobs must be a finite float tensor"),
+        (dict(ref_logprobs=GRID), ValueError, "ref_logprobs must be a finite float"),
+    ],
+    dpo.answer_logprobs: [
+        (dict(model=JUDGE), TypeError, "model must be a Llama, got a RewardModel"),
+        (dict(model=BODY), ValueError, "the model must have an lm_head"),
+        (dict(examples=[PAIR]), TypeError, "examples must be a list of Example"),
+        (dict(examples=[]), ValueError, "examples must be a list of Example"),
+    ],
+    dpo.pair_logprobs: [
+        (dict(policy=JUDGE), TypeError, "policy must be a Llama, got a RewardModel"),
+        (dict(ref_policy=None), TypeError, "ref_policy must be a Llama, got None"),
+        (dict(pairs=[EXAMPLE]), TypeError, "pairs must be a list of PairExample"),
+    ],
+    dpo.mismatched: [
+        (dict(examples=[PAIR]), TypeError, "examples must be a list of Example"),
+    ],
+    dpo.DirectSettings: [
+        (dict(loss="kto"), ValueError, 'loss must be "dpo" or "ipo"'),
+        (dict(epochs=0), ValueError, "epochs must be an int >= 1, got 0"),
+        (dict(lr=NAN), ValueError, "lr must be a finite number >= 0, got nan"),
+        (dict(beta=0.0), ValueError, "beta must be a finite number > 0, got 0"),
+    ],
+    dpo.train_on_pairs: [
+        (
+            dict(groups=[[PAIR]]),
+            ValueError,
+            "there must be at least settings.batch_size = 2 groups or answers, got 1",
+        ),
+        (dict(groups=[[PAIR], []]), ValueError, "groups must be lists of PairExample"),
+        (
+            dict(groups=[[replace(PAIR, rejected=PAIR.chosen)]] * 2),
+            ValueError,
+            "groups must hold pairs of different sides, got a pair",
+        ),
+        (dict(policy=MODEL), ValueError, "ref_policy must be a copy of policy, got"),
+        (dict(settings=ONE_EPOCH), TypeError, "settings must be a DirectSettings, got"),
+    ],
+    dpo.train_on_labels: [
+        (dict(desirable=B2), TypeError, "desirable must be a bool tensor (N,), got a"),
+        (
+            dict(desirable=LABELS[:1]),
+            ValueError,
+            "desirable must be a bool tensor (N,)",
+        ),
+        (dict(policy=MODEL), ValueError, "ref_policy must be a copy of policy, got"),
+        (
+            dict(settings=dpo.DirectSettings(batch_size=1)),
+            ValueError,
+            "settings.batch_size must be at least 2, since the reference point needs",
+        ),
     ],
     preference_loss.bradley_terry_loss: [
         (dict(rejected_scores=COLUMN), ValueError, "rejected_scores must be a finite"),
