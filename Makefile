@@ -5,6 +5,7 @@
 #   make test            all unit tests, and every notebook with its outputs compared
 #   make test NB=09      only that notebook; options of pytest: ARGS="-x"
 #   make lab             JupyterLab, opened on the first notebook (NB=09: on that one)
+#   make student         build/student/: the notebooks with blanks, for those who write
 #   make tidy            take out of the notebooks what running and saving leaves
 #   make sync            fill the notebooks' definition cells from the package
 #   make lint            ruff, and whether the definition cells agree with the package
@@ -50,7 +51,7 @@ SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=loadfile \
 LAB := --ServerApp.root_dir=. --LabApp.news_url=None \
   $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help run test lab tidy sync lint bench mutants clean
+.PHONY: help run test lab student tidy sync lint bench mutants clean
 
 help:
 	@sed -n 's/^#   //p; /^$$/q' Makefile
@@ -65,6 +66,9 @@ test: $(READY)
 
 lab: $(READY)
 	$(PY) -m jupyterlab $(LAB) $(firstword $(NOTEBOOKS)) $(ARGS)
+
+student: $(READY)
+	$(PY) -m minillama.course.release student
 
 tidy: $(READY)
 	$(PY) -m minillama.course.tidy

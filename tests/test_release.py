@@ -1,0 +1,198 @@
+"""Editions: a blank is a blank, says how to go on, and can be filled again."""
+
+import ast
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from minillama.course import release, sync
+
+NOTEBOOKS = [
+    path
+    for path in sorted(sync.NOTEBOOKS.glob("*.ipynb"))
+    if not path.name.startswith("00_")  # the map has no exercises
+]
+SOURCE = '''# minillama/toy.py
+SIZE = 2  # bounds
+
+
+# Why this is here.
+@decorated(
+    "x: int",
+)
+def double(
+    x,
+):
+    """Twice x.
+
+    Of any number.
+    """
+
+    # the trick
+    y = x
+
+    return 2 * y
+
+
+def half(x):
+    # no docstring
+    return x / 2
+
+
+def abstract(x):
+    """Whatever."""
+
+
+@dataclass
+class Point:
+    """A point."""
+
+    x: int = 0
+
+    @property
+    def norm(self):
+        """Its length."""
+        return abs(self.x)'''
+BLANK = '''# minillama/toy.py
+SIZE = 2  # bounds
+
+
+# Why this is here.
+@decorated(
+    "x: int",
+)
+def double(
+    x,
+):
+    """Twice x.
+
+    Of any number.
+    """
+    # your code
+    raise NotImplementedError(
+        "double is not written yet. To go on with the course's own, run: "
+        "from minillama.toy import double"
+    )
+
+
+def half(x):
+    # your code
+    raise NotImplementedError(
+        "half is not written yet. To go on with the course's own, run: "
+        "from minillama.toy import half"
+    )
+
+
+def abstract(x):
+    """Whatever."""
+
+
+@dataclass
+class Point:
+    """A point."""
+
+    x: int = 0
+
+    @property
+    def norm(self):
+        """Its length."""
+        # your code
+        raise NotImplementedError(
+            "Point.norm is not written yet. To go on with the course's own, run: "
+            "from minillama.toy import Point"
+        )'''
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_bodies_go_and_all_else_stays():
+    assert release.blanked(SOURCE) == (BLANK, ["double", "half", "Point.norm"])
+
+
+@pytest.mark.parametrize("source", ["SIZE = 2", 'def f():\n    """Nothing."""'])
+def test_a_cell_without_a_body_is_no_exercise(source):
+    with pytest.raises(ValueError, match="no body to take out of the cell of minilla"):
+        release.blanked(f"# minillama/toy.py\n{source}")
+
+
+def test_the_course_is_not_touched():
+    notebook = read(NOTEBOOKS[0])
+    before = nbformat.writes(notebook)
+    release.student_edition(notebook)
+    assert nbformat.writes(notebook) == before
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_filled_again_it_is_the_course(path):
+    """`sync` puts the package's definitions into the blanks: then all is as it was."""
+    course = read(path)
+    student = release.student_edition(course)
+    exercises = 0
+    for ours, hers in zip(course.cells, student.cells, strict=True):
+        assert hers.cell_type == "markdown" or not hers.outputs
+        if release.is_exercise(ours):
+            exercises += 1
+            assert hers.source != ours.source
+        else:
+            assert hers.source == ours.source
+    assert exercises >= 2
+    for cell in sync.definition_cells(student):
+        filled = sync.expected_source(cell)
+        assert filled == course.cells[cell.index].source
+
+
+def run_definitions(cell, namespace):
+    """Run a definition cell, and of any other cell the imports."""
+    kept = ast.AST if sync.cell_header(cell) else ast.Import | ast.ImportFrom
+    tree = ast.parse(cell.source)
+    tree.body = [x for x in tree.body if isinstance(x, kept)]
+    exec(compile(tree, "notebook", "exec"), namespace)
+
+
+def is_check(statement):
+    return ast.unparse(statement).startswith("check.")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_unwritten_exercise_says_how_to_go_on(path):
+    """Its check comes next, fails with the blank's words, and passes after them."""
+    namespace = {}
+    cells = code_cells(release.student_edition(read(path)))
+    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+        run_definitions(cell, namespace)
+        if not release.is_exercise(cell):
+            continue
+        checks = [x for x in ast.parse(following.source).body if is_check(x)]
+        assert checks, f"no check after {cell.source[:80]}"
+        for check in checks:
+            with pytest.raises(NotImplementedError) as caught:
+                exec(ast.unparse(check), namespace)
+            name, _, rest = str(caught.value).partition(" is not written yet. ")
+            exec(rest.partition("run: ")[2], namespace)
+            assert f"def {name.split('.')[-1]}(" in cell.source
+            exec(ast.unparse(check), namespace)
+
+
+def test_an_untouched_notebook_stops_at_the_first_blank(tmp_path):
+    student = release.student_edition(read(sync.NOTEBOOKS / "01_tokens.ipynb"))
+    client = NotebookClient(student, timeout=300, kernel_name="python3")
+    with pytest.raises(CellExecutionError, match="count_pairs is not written yet"):
+        client.execute(cwd=tmp_path)
+
+
+def test_the_command_writes_every_notebook(tmp_path, capsys):
+    assert release.main(["student", "--out", str(tmp_path / "new/student")]) == 0
+    written = sorted((tmp_path / "new/student").glob("*.ipynb"))
+    assert [path.name for path in written] == [
+        path.name for path in sorted(sync.NOTEBOOKS.glob("*.ipynb"))
+    ]
+    assert f"{len(written)} notebooks with blanks in" in capsys.readouterr().out
+    assert "NotImplementedError" in written[-1].read_text(encoding="utf-8")
