@@ -6,6 +6,9 @@
 #   make test NB=09      only that notebook; options of pytest: ARGS="-x"
 #   make lab             JupyterLab, opened on the first notebook (NB=09: on that one)
 #   make student         build/student/: the notebooks with blanks, for those who write
+#   make mine FROM=build/student
+#                        a package of what you wrote there, its tests and its policy;
+#                        ONLY=gae,whiten or EXCEPT=gae chooses
 #   make tidy            take out of the notebooks what running and saving leaves
 #   make sync            fill the notebooks' definition cells from the package
 #   make lint            ruff, and whether the definition cells agree with the package
@@ -51,7 +54,7 @@ SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=loadfile \
 LAB := --ServerApp.root_dir=. --LabApp.news_url=None \
   $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help run test lab student tidy sync lint bench mutants clean
+.PHONY: help run test lab student mine tidy sync lint bench mutants clean
 
 help:
 	@sed -n 's/^#   //p; /^$$/q' Makefile
@@ -69,6 +72,10 @@ lab: $(READY)
 
 student: $(READY)
 	$(PY) -m minillama.course.release student
+
+mine: $(READY)
+	$(PY) -m minillama.course.mine $(or $(FROM),build/student) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(EXCEPT),--except $(EXCEPT)) $(ARGS)
 
 tidy: $(READY)
 	$(PY) -m minillama.course.tidy
