@@ -56,7 +56,7 @@ def project_with(tmp_path, *sources):
         nbformat.v4.new_code_cell(
             source,
             execution_count=3,
-            metadata={"tags": ["exercise"]},
+            metadata={"tags": ["kept"]},
             outputs=[nbformat.v4.new_output("stream", text="é 1\n")],
         )
         for source in sources
@@ -94,6 +94,22 @@ def test_stubs_are_filled_from_the_package(tmp_path, stubs, expected):
     once = filled(tmp_path, "# minillama/toy.py\n" + stubs)
     assert once == "# minillama/toy.py\n" + expected
     assert filled(tmp_path, once) == once
+
+
+def test_an_exercise_says_so_in_its_first_line(tmp_path):
+    path = project_with(tmp_path, "# minillama/toy.py\ndef double(): ...")
+    for tags, header in (
+        (["exercise"], "# exercise · minillama/toy.py\n"),
+        ([], "# minillama/toy.py\n"),
+    ):
+        notebook = nbformat.read(path, 4)
+        notebook.cells[1].metadata["tags"] = tags
+        nbformat.write(notebook, path)
+        assert sync.sync(path, project=tmp_path) == [
+            "01_toy.ipynb, cell 1, minillama/toy.py: "
+            + ("double" if tags else "(layout)")
+        ]
+        assert nbformat.read(path, 4).cells[1].source == header + DOUBLE
 
 
 def test_sync_touches_nothing_but_the_source_of_definition_cells(tmp_path):

@@ -190,6 +190,51 @@ LESSONS = {
         "summary",
     ],
     "20": ["best_of_n_policy", "best_of_n_bound", "best_of_n_mean"],
+    "22": [
+        "grouped",
+        "group_advantages",
+        "live_groups",
+        "token_weights",
+        "log_ratios",
+        "grpo_loss",
+        "kl_loss",
+        "GRPOSettings",
+        "Groups",
+        "collect_groups",
+        "grpo_step",
+        "group_summary",
+        "train_grpo",
+    ],
+    "23": [
+        "importance_weights",
+        "effective_sample_size",
+        "squared_error",
+        "sampling_logprobs",
+    ],
+    "24": [
+        "step_labels",
+        "separators",
+        "step_ends",
+        "right_futures",
+        "search_chance",
+        "head_scores",
+        "yes_no_scores",
+        "step_targets",
+        "step_loss",
+        "answer_scores",
+        "step_search",
+    ],
+    "25": [
+        "wilson_interval",
+        "exact_coverage",
+        "bootstrap_interval",
+        "intraclass_correlation",
+        "prompts_needed",
+        "mean_interval",
+        "roc_curve",
+        "auc",
+        "alarm_level",
+    ],
 }
 
 
@@ -452,7 +497,8 @@ def test_all_of_a_module_is_taught(module):
 
 SYNC_SOURCE = Path(sync.__file__).read_text(encoding="utf-8")
 SOME_DEFINITION = (
-    "# minillama/course/sync.py\n" + sync.definitions(SYNC_SOURCE)["taught"][0]
+    "# exercise · minillama/course/sync.py\n"
+    + sync.definitions(SYNC_SOURCE)["taught"][0]
 )
 
 

@@ -2,8 +2,9 @@
 
 A definition cell is a code cell whose first line is a comment that names a file, such
 as `# minillama/kl.py`. Below it stand top-level definitions of that file (def, class,
-constant). An author writes stubs, such as `def kl_estimate(): ...`; the names are read
-from the cell and the text is taken from the package:
+constant). In a cell with the tag `exercise`, which JupyterLab hides, the line says so:
+`# exercise · minillama/kl.py`. An author writes stubs, such as `def gae(): ...`; the
+names are read from the cell and the text is taken from the package:
 
     python -m minillama.course.sync            # rewrite what differs
     python -m minillama.course.sync --check    # change nothing; exit 1 and name it
@@ -25,7 +26,7 @@ import nbformat
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = PROJECT / "notebooks"
-HEADER = re.compile(r"# (minillama/[\w/]+\.py)")
+HEADER = re.compile(r"# (?:exercise · )?(minillama/[\w/]+\.py)")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class DefinitionCell:
     index: int  # It is this one among all cells of the notebook.
     file: str  # It quotes this file.
     names: tuple[str, ...]  # It defines these names, in this order.
+    is_exercise: bool = False  # Students write it.
 
 
 def names_of(statement):
@@ -109,11 +111,9 @@ def definition_cells(notebook):
                 raise ValueError(
                     f"{place} defines nothing: write a stub such as def name(): ..."
                 )
-            cells.append(
-                DefinitionCell(
-                    index, file, tuple(name for node in body for name in names_of(node))
-                )
-            )
+            names = tuple(name for node in body for name in names_of(node))
+            is_exercise = "exercise" in cell["metadata"].get("tags", [])
+            cells.append(DefinitionCell(index, file, names, is_exercise))
     return cells
 
 
@@ -135,7 +135,7 @@ def expected_source(cell, project=PROJECT):
             )
     # `a, b = …` is one piece, not two.
     pieces = list(dict.fromkeys(package[name] for name in cell.names))
-    source = f"# {cell.file}\n{pieces[0][0]}"
+    source = f"# {'exercise · ' * cell.is_exercise}{cell.file}\n{pieces[0][0]}"
     for (_, follows_constant), (text, is_constant) in pairwise(pieces):
         source += ("\n" if follows_constant and is_constant else "\n\n\n") + text
     return source
