@@ -1,6 +1,7 @@
 """Editions: a blank is a blank, says how to go on, and can be filled again."""
 
 import ast
+import re
 
 import nbformat
 import pytest
@@ -196,3 +197,21 @@ def test_the_command_writes_every_notebook(tmp_path, capsys):
     ]
     assert f"{len(written)} notebooks with blanks in" in capsys.readouterr().out
     assert "NotImplementedError" in written[-1].read_text(encoding="utf-8")
+
+
+def names_in(sentence):
+    return re.findall(r"`(\w+)`", sentence)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_you_write_names_what_is_blank(path):
+    course = read(path)
+    head = re.search(r"\*\*You write\*\* (.*?\.)(?:\s|$)", course.cells[0].source)
+    blanks = [
+        name.partition(".")[0]
+        for cell in course.cells
+        if release.is_exercise(cell)
+        for name in release.blanked(cell.source)[1]
+        if not name.startswith("_")  # a helper of an exercise is no promise
+    ]
+    assert names_in(head[1]) == list(dict.fromkeys(blanks))
