@@ -10,8 +10,9 @@ Length as a habit of reward models: Singhal et al. 2023 (arXiv 2310.03716) and S
 et al. 2020 (2009.01325, section 4.1). Adversarial pairs, a good answer with one flaw
 against a dull correct one, after LLMBar (Zeng et al. 2023, 2310.07641); one change at a
 time, where it is known what it should do, after CheckList (Ribeiro et al. 2020,
-2005.04118). The score of Brier, 1950. Left out: other languages than English, answers
-of several turns.
+2005.04118). The score of Brier, 1950. Alarms that a policy climbs a judge's errors, and
+their ROC curves, stand at the end: Coste et al. 2023 (2310.02743). Left out: other
+languages than English, answers of several turns.
 """
 
 import functools
@@ -532,3 +533,66 @@ def audit(
         longer_by=longer_by,
         differences=differences,
     )
+
+
+# --------------------------------------------------------------------------------------
+# Alarms: does a number tell bad answers from good ones, and when does it ring?
+
+
+@expects(
+    "scores: float (N,) no NaN",
+    "labels: bool (N,)",
+    "-> float (M,) in [0, 1]",
+    "-> float (M,) in [0, 1]",
+)
+def roc_curve(scores, labels):
+    """Return false alarms and hits at each threshold, both float64, from 0 to 1.
+
+    labels: True = bad, what an alarm should find. At a threshold the answers that score
+    at least as much are flagged: hits is the share of bad ones that are, false alarms
+    that of good ones. Thresholds fall through the distinct scores, so equal scores are
+    flagged together; the first point, (0, 0), flags nobody.
+    """
+    if labels.all() or not labels.any():
+        raise ValueError(
+            f"roc_curve: labels must be True and False, got {len(labels)} of one kind"
+        )
+    level, which = scores.unique(return_inverse=True)  # (K,) ascending, (N,)
+    flagged = []
+    for kind in (~labels, labels):
+        counts = torch.bincount(which[kind], minlength=len(level)).double().flip(0)
+        flagged.append(torch.cat((counts.new_zeros(1), counts.cumsum(0))) / kind.sum())
+    return flagged[0], flagged[1]  # (K + 1,) each
+
+
+@expects("scores: float (N,) no NaN", "labels: bool (N,)", "-> number in [0, 1]")
+def auc(scores, labels):
+    """Return the area under the ROC curve: how well scores tell bad from good.
+
+        P(a bad answer scores higher than a good one) + P(they score alike) / 2
+
+    labels: True = bad. One half is a coin. It is the statistic of Mann and Whitney
+    (1947) over the number of pairs; as an area: Hanley and McNeil 1982.
+    """
+    false_alarms, hits = roc_curve(scores, labels)
+    return torch.trapezoid(hits, false_alarms).clamp(0, 1).item()
+
+
+@expects(
+    "values: finite float (N,)",
+    "generator: Generator",
+    "batch, looks, draws: int >= 1",
+    "rate: number in (0, 1)",
+    "-> number",
+)
+def alarm_level(values, generator, batch, looks=1, rate=0.05, draws=2000):
+    """Return a level that the mean of a batch should not exceed at home.
+
+    values: of single answers of the policy before it is trained. Runs are drawn in
+    which nothing ever changes: `looks` batches of `batch` of them each, with
+    replacement. In a share `rate` of such runs a mean is above the level at least once,
+    which is the (1 - rate) quantile of a run's highest mean.
+    """
+    drawn = torch.randint(len(values), (draws, looks, batch), generator=generator)
+    means = values.detach().cpu().double()[drawn].mean(2)  # (draws, looks)
+    return means.amax(1).quantile(1 - rate).item()

@@ -686,3 +686,66 @@ def broken(value):
 def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=f"^{message}"):
         call()
+
+
+def test_a_roc_curve_by_hand():
+    """Scores 3 and 1 are bad, 2 and 1 good: 3 finds one, 2 is a false alarm, 1 both."""
+    scores, bad = (
+        torch.tensor([3.0, 1.0, 2.0, 1.0]),
+        torch.tensor([True, True, False, False]),
+    )
+    false_alarms, hits = audit.roc_curve(scores, bad)
+    assert false_alarms.tolist() == [0, 0, 0.5, 1] and hits.tolist() == [0, 0.5, 0.5, 1]
+    assert false_alarms.dtype == hits.dtype == torch.float64
+    assert audit.auc(scores, bad) == pytest.approx(2.5 / 4)
+    assert audit.auc(scores, ~bad) == pytest.approx(1.5 / 4)
+    assert audit.auc(torch.ones(4), bad) == 0.5
+    assert audit.auc(torch.tensor([math.inf, 2.0, 1.0, -math.inf]), bad) == 1.0
+    for one_kind in (torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="got 4 of one kind"):
+            audit.roc_curve(scores, one_kind)
+
+
+def test_the_area_is_the_share_of_pairs():
+    """Mann and Whitney's count, with many ties and unequal sides."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(6, (300,), generator=generator).float()
+    bad = torch.rand(300, generator=generator) < 0.1 + 0.1 * scores
+    apart = scores[bad][:, None] - scores[~bad]
+    pairs = (0.5 + 0.5 * apart.sign().double()).mean().item()
+    assert audit.auc(scores, bad) == pytest.approx(pairs)
+    assert audit.auc(-scores, bad) == pytest.approx(1 - pairs)
+    assert audit.auc(scores.exp(), bad) == pytest.approx(pairs)  # ranks alone count
+    false_alarms, hits = audit.roc_curve(scores, bad)
+    assert (
+        len(hits) == 7 and (hits.diff() >= 0).all() and (false_alarms.diff() >= 0).all()
+    )
+
+
+def test_an_alarm_level_by_hand():
+    """One toss of 0 or 1: above 0 half the time; the highest of two, 3/4."""
+    coin, g = torch.tensor([0.0, 1.0]), torch.Generator().manual_seed(0)
+    assert audit.alarm_level(coin, g, 1, 1, rate=0.6) == 0.0
+    assert audit.alarm_level(coin, g, 1, 1, rate=0.4) == 1.0
+    assert audit.alarm_level(coin, g, 1, 2, rate=0.6) == 1.0
+    assert audit.alarm_level(coin, g, 2, 1, rate=0.5) == 0.5
+    assert audit.alarm_level(torch.tensor([3.0]), g, 5, 5) == 3.0
+    assert audit.alarm_level(coin, g, 1, rate=0.6) == 0.0  # one look, if none is said
+    home = torch.arange(90.0)
+    once, again = (torch.Generator().manual_seed(1) for _ in range(2))
+    assert audit.alarm_level(home, once, 4, 3) == audit.alarm_level(
+        home, again, 4, 3, 0.05, draws=2000
+    )
+
+
+def test_an_alarm_rings_at_home_in_one_run_of_twenty():
+    generator = torch.Generator().manual_seed(0)
+    home = torch.randn(500, generator=generator)
+    for looks in (1, 24):
+        level = audit.alarm_level(home, generator, 32, looks)
+        fresh = home[torch.randint(500, (4000, looks, 32), generator=generator)]
+        rang = (fresh.mean(2) > level).any(1).double().mean().item()
+        assert rang == pytest.approx(0.05, abs=0.015)
+    assert audit.alarm_level(home, generator, 32, 24) > audit.alarm_level(
+        home, generator, 32
+    )

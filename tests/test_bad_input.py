@@ -7,6 +7,7 @@ nothing is refused for another reason than the one in its row.
 """
 
 import copy
+import dataclasses
 import importlib
 import inspect
 import json
@@ -39,6 +40,7 @@ from minillama import (
     gae,
     generate,
     grammar,
+    grpo,
     hf,
     hf_config,
     kl,
@@ -46,6 +48,7 @@ from minillama import (
     llama_tokenizer,
     lm,
     model,
+    off_policy,
     optim,
     pipeline,
     policy_gradient,
@@ -53,6 +56,7 @@ from minillama import (
     preference_audit,
     preference_file,
     preference_loss,
+    process_reward,
     reward_file,
     reward_model,
     reward_selection,
@@ -98,6 +102,9 @@ COMPARISON = preference_file.Comparison(
 JUDGES = ppo.Judges(JUDGE, JUDGE)
 VALUE = reward_model.ValueModel(JUDGE)
 EXAMPLE = data.dialogue_example(TOKENIZER, PROMPT.text, TEXT, True)
+STEP_ENDS = process_reward.separators(TOKENIZER)
+STEPS = process_reward.step_example(TOKENIZER, PROMPT, TEXT, torch.tensor([0.0, 0, 0]))
+FUTURES = process_reward.right_futures("Fill a pot with water.", "boil an egg")
 PAIR = data.pair_example(TOKENIZER, PREFERENCE)
 FOUR = dict.fromkeys(
     (
@@ -134,6 +141,12 @@ ROLLOUT = generate.generate(MODEL, PROMPT_IDS, 4, generator=G)
 LEARNER, VALUE_LEARNER = copy.deepcopy(MODEL), copy.deepcopy(VALUE)
 EXPERIENCE = ppo.collect_experience(
     LEARNER, OTHER, VALUE, JUDGES, PROMPT_IDS, LABELS, SHORT_PPO, G
+)
+SHORT_GRPO = grpo.GRPOSettings(
+    iterations=1, batch_size=2, group_size=2, minibatches=1, max_new_tokens=4
+)
+GROUPS = grpo.collect_groups(
+    LEARNER, OTHER, JUDGES, PROMPT_IDS[:1], LABELS[:1], SHORT_GRPO, G
 )
 RESPONSES = exact.enumerate_responses([1, 3], 6, 2)
 STATES = policy_gradient.token_states(RESPONSES)
@@ -346,6 +359,53 @@ GOOD = {
         table=TABLE, states=STATES, responses=RESPONSES, advantages=PRAISE
     ),
     policy_gradient.gradient_variance: dict(gradients=WIDE, chances=B2),
+    # grpo
+    grpo.grouped: dict(scores=B2, group_size=2),
+    grpo.group_advantages: dict(scores=B2, group_size=2),
+    grpo.live_groups: dict(scores=B2, group_size=2),
+    grpo.token_weights: dict(response_mask=ANSWER),
+    grpo.log_ratios: dict(logprobs=GRID, old_logprobs=GRID, response_mask=ANSWER),
+    grpo.grpo_loss: dict(
+        logprobs=GRID, old_logprobs=GRID, advantages=B2, response_mask=ANSWER
+    ),
+    grpo.kl_loss: dict(logprobs=GRID, ref_logprobs=GRID, response_mask=ANSWER),
+    grpo.GRPOSettings: dict(),
+    grpo.Groups: vars(GROUPS),
+    grpo.Groups.rows: dict(self=GROUPS, index=torch.tensor([0])),
+    grpo.collect_groups: lambda: dict(
+        policy=MODEL,
+        ref_policy=OTHER,
+        judges=JUDGES,
+        prompt_ids=PROMPT_IDS[:1],
+        is_safety=LABELS[:1],
+        settings=SHORT_GRPO,
+        generator=G,
+    ),
+    grpo.grpo_step: lambda: dict(
+        policy=LEARNER,
+        stepper=optim.Stepper(LEARNER, 0.0),
+        groups=GROUPS,
+        settings=SHORT_GRPO,
+        generator=G,
+    ),
+    grpo.group_summary: dict(groups=GROUPS, group_size=2),
+    grpo.train_grpo: lambda: dict(
+        policy=copy.deepcopy(MODEL),
+        ref_policy=MODEL,
+        judges=JUDGES,
+        prompts=ASKED,
+        settings=SHORT_GRPO,
+        generator=G,
+    ),
+    # off_policy
+    off_policy.importance_weights: dict(
+        logprobs=GRID, sampler_logprobs=GRID, response_mask=ANSWER
+    ),
+    off_policy.effective_sample_size: dict(weights=B2),
+    off_policy.sampling_logprobs: dict(logits=GRID),
+    off_policy.squared_error: dict(
+        gradients=WIDE, chances=B2, truth=torch.zeros(4), n=1
+    ),
     # dpo
     dpo.implicit_reward: dict(logprobs=B2, ref_logprobs=B2, beta=0.1),
     dpo.dpo_loss: FOUR | dict(beta=0.1),
@@ -377,6 +437,62 @@ GOOD = {
         settings=DIRECT,
         generator=G,
     ),
+    # process_reward
+    process_reward.step_labels: dict(prompt=PROMPT, text=TEXT),
+    process_reward.separators: dict(tokenizer=TOKENIZER),
+    process_reward.step_ends: dict(ids=IDS, response_mask=ANSWER, separators=STEP_ENDS),
+    process_reward.step_targets: dict(labels=[True, False], kind="process"),
+    process_reward.StepExample: vars(STEPS),
+    process_reward.step_example: dict(
+        tokenizer=TOKENIZER, prompt=PROMPT, text=TEXT, targets=torch.zeros(3)
+    ),
+    process_reward.head_scores: dict(reward_model=JUDGE, ids=IDS, mask=ALL, at=ANSWER),
+    process_reward.yes_no_scores: dict(
+        llama=MODEL, ids=IDS, mask=ALL, at=ANSWER, yes_id=9, no_id=10
+    ),
+    process_reward.step_loss: dict(scores=B2, targets=B2),
+    process_reward.train_step_model: lambda: dict(
+        model=copy.deepcopy(JUDGE),
+        scores_at=process_reward.head_scores,
+        examples=[STEPS] * 2,
+        separators=STEP_ENDS,
+        settings=FEW_STEPS,
+        generator=G,
+    ),
+    process_reward.score_steps: dict(
+        model=JUDGE,
+        scores_at=process_reward.head_scores,
+        texts=[(STEPS.ids, STEPS.start)],
+        separators=STEP_ENDS,
+    ),
+    process_reward.answer_scores: dict(scores=[B2], how="min"),
+    process_reward.next_steps: dict(
+        policy=MODEL,
+        texts=PROMPT_IDS,
+        samples=2,
+        separators=STEP_ENDS,
+        generator=G,
+        max_new_tokens=2,
+    ),
+    process_reward.step_judge: dict(
+        model=JUDGE,
+        scores_at=process_reward.head_scores,
+        separators=STEP_ENDS,
+        how="min",
+    ),
+    process_reward.step_search: dict(
+        policy=MODEL,
+        prompts=PROMPT_IDS,
+        judge=lambda texts: [0.0] * len(texts),
+        samples=2,
+        separators=STEP_ENDS,
+        generator=G,
+        max_steps=1,
+    ),
+    process_reward.right_futures: dict(
+        part="Fill a pot with water.", request="boil an egg"
+    ),
+    process_reward.search_chance: dict(futures=FUTURES, samples=2, by="labels"),
     # preference_loss
     preference_loss.bradley_terry_loss: dict(chosen_scores=B2, rejected_scores=B2),
     preference_loss.safety_label_loss: dict(scores=B2, labels=LABELS),
@@ -497,6 +613,9 @@ GOOD = {
     audit.price_list: dict(score=scored, pairs=audit.changed_pairs(RNG, [PROMPT])),
     audit.preferred_words: dict(chosen=["a b"], rejected=["a"], differences=B2[:1]),
     audit.length_balanced: dict(groups=[[PREFERENCE]], length=len, rng=RNG),
+    audit.roc_curve: dict(scores=B2, labels=torch.tensor([True, False])),
+    audit.auc: dict(scores=B2, labels=torch.tensor([True, False])),
+    audit.alarm_level: dict(values=B2, generator=G, batch=2, looks=3),
     audit.audit: dict(
         score=scored,
         preferences=[
@@ -621,6 +740,12 @@ GOOD = {
     evidence.mean_interval: dict(values=[1.0, 2.0]),
     evidence.wilson_interval: dict(share=0.5, count=4),
     evidence.effective_count: dict(right=B2, groups=["a", "b"]),
+    evidence.exact_coverage: dict(
+        interval=evidence.wilson_interval, chance=0.5, count=4
+    ),
+    evidence.bootstrap_interval: dict(values=B2, generator=G, groups=["a", "b"]),
+    evidence.intraclass_correlation: dict(values=torch.eye(2)),
+    evidence.prompts_needed: dict(difference=0.1, std=0.5),
     preference_audit.accuracy_of: dict(differences=B2, prompts=["a", "b"]),
     preference_audit.calibration: dict(differences=B2),
     preference_audit.habits: SIDES | dict(differences=B2),
@@ -1273,6 +1398,170 @@ BAD = {
         (dict(n=1), ValueError, "n must be an int >= 2, got 1"),
         (dict(temperature=0.0), ValueError, "temperature must be a number in (0, inf)"),
     ],
+    grpo.grouped: [
+        (dict(group_size=3), ValueError, "scores must be whole groups of group_size"),
+        (dict(group_size=1), ValueError, "group_size must be an int >= 2, got 1"),
+        (dict(scores=B2 * NAN), ValueError, "scores must be a finite float tensor (B"),
+        (dict(scores=COLUMN), ValueError, "scores must be a finite float tensor (B,)"),
+    ],
+    grpo.group_advantages: [
+        (dict(group_size=1), ValueError, "group_size must be an int >= 2, got 1"),
+        (dict(scores=B2 * NAN), ValueError, "scores must be a finite float tensor (B"),
+        (dict(scores=[0.5, 1.0]), TypeError, "scores must be a finite float tensor (B"),
+        (dict(baseline="mean"), ValueError, 'baseline must be "group" or "others", g'),
+        (dict(scale=None), TypeError, 'scale must be "std" or "none", got None'),
+    ],
+    grpo.live_groups: [
+        (dict(scores=B2 - INF), ValueError, "scores must be a finite float tensor (B"),
+        (dict(tolerance=-1.0), ValueError, "tolerance must be a finite number >= 0,"),
+        (dict(group_size=2.0), TypeError, "group_size must be an int >= 2, got 2.0"),
+    ],
+    grpo.token_weights: [
+        (dict(response_mask=ONE_ROW), ValueError, "response_mask must be a bool tens"),
+        (dict(average="token"), ValueError, 'average must be "answer" or "batch" or'),
+        (dict(average="constant"), ValueError, "length must be given if and only if"),
+        (dict(length=3), ValueError, "length must be given if and only if average"),
+        (
+            dict(average="constant", length=0),
+            ValueError,
+            "length must be an int >= 1 or None, got 0",
+        ),
+    ],
+    grpo.log_ratios: [
+        (dict(logprobs=BROKEN), ValueError, "logprobs must be a float tensor (B, T)"),
+        (dict(old_logprobs=GRID[:1]), ValueError, "old_logprobs must be a float tens"),
+        (dict(response_mask=ONE_ROW), ValueError, "response_mask must be a bool tens"),
+        (dict(ratio="answer"), ValueError, 'ratio must be "token" or "sequence", got'),
+    ],
+    grpo.grpo_loss: [
+        (dict(advantages=GRID), ValueError, "advantages must be a finite float tenso"),
+        (dict(advantages=B2 * NAN), ValueError, "advantages must be a finite float t"),
+        (dict(old_logprobs=BROKEN), ValueError, "old_logprobs must be a float tensor"),
+        (dict(clip_eps=0.0), ValueError, "clip_eps must be a number > 0, got 0.0"),
+        (dict(response_mask=ONE_ROW), ValueError, "response_mask must be a bool tens"),
+    ],
+    grpo.kl_loss: [
+        (dict(ref_logprobs=BROKEN), ValueError, "ref_logprobs must be a float tensor"),
+        (dict(ref_logprobs=GRID[:1]), ValueError, "ref_logprobs must be a float tens"),
+        (dict(response_mask=NONE), ValueError, "response_mask must be a bool tensor"),
+        (dict(average="mean"), ValueError, 'average must be "answer" or "batch" or "'),
+    ],
+    grpo.GRPOSettings: [
+        (dict(group_size=1), ValueError, "group_size must be an int >= 2, got 1"),
+        (dict(batch_size=12), ValueError, "batch_size must be an int a multiple of gr"),
+        (dict(minibatches=65), ValueError, "minibatches must be an int at most batch_"),
+        (dict(iterations=0), ValueError, "iterations must be an int >= 1, got 0"),
+        (dict(beta=-0.1), ValueError, "beta must be a finite number >= 0, got -0.1"),
+        (dict(lr=INF), ValueError, "lr must be a finite number >= 0, got inf"),
+        (dict(kl="k3"), ValueError, 'kl must be "loss" or "reward", got'),
+        (dict(threshold=2.0), ValueError, "threshold must be a number in [0, 1], got"),
+        (dict(drop_dead=1), TypeError, "drop_dead must be True or False, got 1"),
+    ],
+    grpo.Groups: [
+        (dict(scores=COLUMN), ValueError, "scores must be a float tensor (B,), got s"),
+        (dict(rewards=B2.long()), TypeError, "rewards must be a float tensor (B,), g"),
+        (dict(ids=IDS[0]), ValueError, "ids must be an int64 tensor (B, T), got shap"),
+    ],
+    grpo.Groups.rows: [
+        (dict(index=0), TypeError, "index must be a tensor (N,), got 0"),
+        (dict(index=torch.tensor([[0]])), ValueError, "index must be a tensor (N,), g"),
+    ],
+    grpo.collect_groups: [
+        (dict(judges=JUDGE), TypeError, "judges must be Judges or have their method"),
+        (dict(is_safety=LABELS), ValueError, "is_safety must be a bool tensor (N,),"),
+        (dict(prompt_ids=[[]]), ValueError, "prompt_ids must be lists of ids (N,), n"),
+        (dict(prompt_ids=[[1, 999]]), IndexError, "prompt_ids must be lists of ids ("),
+        (dict(settings=SHORT_PPO), TypeError, "settings must be a GRPOSettings, got"),
+    ],
+    grpo.grpo_step: [
+        (dict(groups=EXPERIENCE), TypeError, "groups must be a Groups, got a Experie"),
+        (dict(settings=SHORT_PPO), TypeError, "settings must be a GRPOSettings, got"),
+        (dict(generator=0), TypeError, "generator must be a Generator, got 0"),
+    ],
+    grpo.group_summary: [
+        (dict(groups=EXPERIENCE), TypeError, "groups must be a Groups, got a Experie"),
+        (dict(group_size=1), ValueError, "group_size must be an int >= 2, got 1"),
+    ],
+    grpo.train_grpo: [
+        (dict(ref_policy=LEARNER, policy=LEARNER), ValueError, "ref_policy must be a"),
+        (dict(judges=JUDGE), TypeError, "judges must be Judges or have their method"),
+        (dict(prompts=[]), ValueError, "prompts must be a list of list (N,), got 0"),
+        (dict(settings=SHORT_PPO), TypeError, "settings must be a GRPOSettings, got"),
+        (dict(policy=BODY), ValueError, "the model must have an lm_head, got a body"),
+        (
+            dict(settings=dataclasses.replace(SHORT_GRPO, batch_size=8)),
+            ValueError,
+            "prompts must be at least settings.batch_size / group_size = 4, got 2",
+        ),
+    ],
+    off_policy.importance_weights: [
+        (dict(logprobs=BROKEN), ValueError, "logprobs must be a float tensor (B, T)"),
+        (
+            dict(sampler_logprobs=GRID - INF),
+            ValueError,
+            "sampler_logprobs must be a float tensor (B, T) finite where resp",
+        ),
+        (dict(sampler_logprobs=COLUMN), ValueError, "sampler_logprobs must be a float"),
+        (
+            dict(response_mask=ONE_ROW),
+            ValueError,
+            "response_mask must be a bool tensor (B, T) True in every row, got no",
+        ),
+        (dict(response_mask=GRID), TypeError, "response_mask must be a bool tensor"),
+        (
+            dict(level="sequence"),
+            ValueError,
+            'level must be "answer" or "token", got \'sequence\'',
+        ),
+        (dict(level=None), TypeError, 'level must be "answer" or "token", got None'),
+        (dict(cap=0.0), ValueError, "cap must be a number > 0, got 0.0"),
+        (dict(cap=NAN), ValueError, "cap must be a number > 0, got nan"),
+        (dict(cap=None), TypeError, "cap must be a number > 0, got None"),
+        (
+            dict(above="mask"),
+            ValueError,
+            'above must be "truncate" or "drop", got \'mask\'',
+        ),
+    ],
+    off_policy.effective_sample_size: [
+        (
+            dict(weights=-B2),
+            ValueError,
+            "weights must be a finite float tensor (N,) >=",
+        ),
+        (dict(weights=B2 * INF), ValueError, "weights must be a finite float tensor"),
+        (
+            dict(weights=B2 * 0),
+            ValueError,
+            "weights must be more than 0 somewhere, got",
+        ),
+        (
+            dict(weights=COLUMN),
+            ValueError,
+            "weights must be a finite float tensor (N,)",
+        ),
+        (dict(weights=[1.0]), TypeError, "weights must be a finite float tensor (N,)"),
+    ],
+    off_policy.sampling_logprobs: [
+        (
+            dict(logits=BROKEN),
+            ValueError,
+            "logits must be a finite float tensor (B, V)",
+        ),
+        (dict(logits=B2), ValueError, "logits must be a finite float tensor (B, V),"),
+        (dict(temperature=0), ValueError, "temperature must be a number in (0, inf),"),
+        (dict(temperature=INF), ValueError, "temperature must be a number in (0, inf)"),
+        (dict(top_p=0.0), ValueError, "top_p must be a number in (0, 1], got 0.0"),
+        (dict(top_p=1.5), ValueError, "top_p must be a number in (0, 1], got 1.5"),
+    ],
+    off_policy.squared_error: [
+        (dict(gradients=BROKEN), ValueError, "gradients must be a finite float tensor"),
+        (dict(chances=B2 * 4), ValueError, "chances must be a float tensor (N,) in [0"),
+        (dict(chances=B2[:1]), ValueError, "chances must be a float tensor (N,) in [0"),
+        (dict(truth=torch.zeros(3)), ValueError, "truth must be a finite float tensor"),
+        (dict(n=0), ValueError, "n must be an int >= 1, got 0"),
+        (dict(n=2.5), TypeError, "n must be an int >= 1, got 2.5"),
+    ],
     policy_gradient.reinforce_loss: [
         (dict(logprobs=BROKEN), ValueError, "logprobs must be a float tensor (B, T)"),
         (dict(advantages=WIDE), ValueError, "advantages must be a float tensor (B, T)"),
@@ -1404,6 +1693,137 @@ BAD = {
             ValueError,
             "settings.batch_size must be at least 2, since the reference point needs",
         ),
+    ],
+    process_reward.step_labels: [
+        (dict(prompt=UNSAFE), ValueError, "prompt must be an ordinary one, got 'stea"),
+        (dict(prompt="How?"), TypeError, "prompt must be a Prompt, got 'How?'"),
+        (dict(text=3), TypeError, "text must be a string, got 3"),
+        (dict(ended=1), TypeError, "ended must be True or False, got 1"),
+    ],
+    process_reward.separators: [
+        (dict(tokenizer=MODEL), TypeError, "tokenizer must be a Tokenizer, got a Llam"),
+    ],
+    process_reward.step_ends: [
+        (dict(ids=GRID), TypeError, "ids must be an int64 tensor (B, T) below V"),
+        (dict(response_mask=GRID), TypeError, "response_mask must be a bool tensor"),
+        (dict(response_mask=ANSWER[:1]), ValueError, "response_mask must be a bool"),
+        (dict(separators=GRID[0]), TypeError, "separators must be a bool tensor (V,)"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below V,"),
+    ],
+    process_reward.step_targets: [
+        (dict(labels=[]), ValueError, "labels must be a list of flag (N,), got 0"),
+        (dict(labels=[0.5]), TypeError, "labels must be a list of flag (N,), got a "),
+        (dict(kind="final"), ValueError, 'kind must be "process" or "outcome", got'),
+    ],
+    process_reward.StepExample: [
+        (dict(ids="text"), TypeError, "ids must be a list (T,), got 'text'"),
+        (dict(start=0), ValueError, "start must be an int >= 1, got 0"),
+        (dict(targets=[1.0]), TypeError, "targets must be a float tensor (N,), got"),
+    ],
+    process_reward.step_example: [
+        (dict(tokenizer=None), TypeError, "tokenizer must be a Tokenizer, got None"),
+        (dict(prompt="How?"), TypeError, "prompt must be a Prompt, got 'How?'"),
+        (dict(text=None), TypeError, "text must be a string, got None"),
+        (dict(targets=B2), ValueError, "targets must be one for each of the 3 steps"),
+        (dict(targets=[1.0]), TypeError, "targets must be a float tensor (N,), got"),
+    ],
+    process_reward.head_scores: [
+        (dict(reward_model=MODEL), TypeError, "reward_model must be a RewardModel, go"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below rew"),
+        (dict(at=ANSWER[:1]), ValueError, "at must be a bool tensor (B, T), got shape"),
+        (dict(mask=GRID), TypeError, "mask must be a bool tensor (B, T), got"),
+    ],
+    process_reward.yes_no_scores: [
+        (dict(llama=JUDGE), TypeError, "llama must be a Llama, got a RewardModel"),
+        (dict(llama=BODY), ValueError, "the model must have an lm_head, got a body"),
+        (dict(ids=STRANGE), IndexError, "ids must be an int64 tensor (B, T) below lla"),
+        (dict(yes_id=999), IndexError, "yes_id must be an int"),
+        (dict(no_id=-1), ValueError, "no_id must be an int >= 0"),
+        (dict(at=GRID), TypeError, "at must be a bool tensor (B, T), got"),
+    ],
+    process_reward.step_loss: [
+        (dict(targets=B2 * NAN), ValueError, "targets must have a label somewhere, go"),
+        (
+            dict(targets=B2 * 9),
+            ValueError,
+            "targets must be in [0, 1] or NaN, got 2.25",
+        ),
+        (dict(targets=COLUMN), ValueError, "targets must be a float tensor (N,), got"),
+        (dict(targets=LABELS), TypeError, "targets must be a float tensor (N,), got"),
+        (dict(scores=B2 * NAN), ValueError, "scores must be a finite float tensor (N"),
+    ],
+    process_reward.train_step_model: [
+        (dict(model=None), TypeError, "model must be a Module, got None"),
+        (dict(scores_at=None), TypeError, "scores_at must be a function, got None"),
+        (dict(examples=[STEPS]), ValueError, "examples must be at least settings.batc"),
+        (dict(examples=[EXAMPLE] * 2), TypeError, "examples must be a list of StepExa"),
+        (dict(separators=B2), TypeError, "separators must be a bool tensor (V,), got"),
+        (
+            dict(settings=SETTINGS),
+            TypeError,
+            "settings must be a LMSettings, got a Set",
+        ),
+        (dict(generator=None), TypeError, "generator must be a Generator, got None"),
+    ],
+    process_reward.score_steps: [
+        (dict(model=None), TypeError, "model must be a Module, got None"),
+        (dict(texts=[]), ValueError, "texts must be a list (N,), got"),
+        (dict(scores_at=3), TypeError, "scores_at must be a function, got 3"),
+        (dict(batch_size=0), ValueError, "batch_size must be an int >= 1, got 0"),
+        (dict(separators=B2), TypeError, "separators must be a bool tensor (V,), got"),
+    ],
+    process_reward.answer_scores: [
+        (dict(scores=[]), ValueError, "scores must be a list of tensor (N,), got"),
+        (dict(scores=[0.5]), TypeError, "scores must be a list of tensor (N,), got"),
+        (dict(how="mean"), ValueError, 'how must be "product" or "min" or "last", got'),
+    ],
+    process_reward.next_steps: [
+        (dict(policy=JUDGE), TypeError, "policy must be a Llama, got a RewardModel"),
+        (dict(policy=BODY), ValueError, "the model must have an lm_head, got a body"),
+        (dict(texts=[[]]), ValueError, "texts must be lists of ids, none empty, below"),
+        (dict(texts=[[999]]), IndexError, "texts must be lists of ids, none empty, be"),
+        (dict(samples=0), ValueError, "samples must be an int >= 1, got 0"),
+        (dict(separators=B2), TypeError, "separators must be a bool tensor (V,), got"),
+        (dict(max_new_tokens=0), ValueError, "max_new_tokens must be an int >= 1, got"),
+        (dict(max_new_tokens=999), ValueError, "texts and max_new_tokens must fit in"),
+        (dict(temperature=0.0), ValueError, "temperature must be a finite number > 0"),
+        (dict(generator=3), TypeError, "generator must be a Generator, got 3"),
+    ],
+    process_reward.step_judge: [
+        (dict(model=None), TypeError, "model must be a Module, got None"),
+        (dict(scores_at=3), TypeError, "scores_at must be a function, got 3"),
+        (dict(separators=B2), TypeError, "separators must be a bool tensor (V,), got"),
+        (dict(how="sum"), ValueError, 'how must be "product" or "min" or "last", got'),
+    ],
+    process_reward.step_search: [
+        (dict(policy=JUDGE), TypeError, "policy must be a Llama, got a RewardModel"),
+        (dict(prompts=[]), ValueError, "prompts must be lists of ids, none empty, bel"),
+        (dict(judge=None), TypeError, "judge must be a function, got None"),
+        (dict(samples=0), ValueError, "samples must be an int >= 1, got 0"),
+        (dict(width=0), ValueError, "width must be an int >= 1, got 0"),
+        (dict(max_steps=0), ValueError, "max_steps must be an int >= 1, got 0"),
+        (dict(temperature=0.0), ValueError, "temperature must be a finite number > 0"),
+        (
+            dict(judge=lambda texts: [NAN] * len(texts)),
+            ValueError,
+            "judge must give a number for each text, got nan",
+        ),
+        (
+            dict(judge=lambda texts: [0.0]),
+            ValueError,
+            "judge must give one score a text, got 1 for",
+        ),
+    ],
+    process_reward.right_futures: [
+        (dict(request="fly"), ValueError, "request must be one of TASKS, got 'fly'"),
+        (dict(request=3), TypeError, "request must be a string, got 3"),
+        (dict(part=3), TypeError, "part must be a string or a tuple or a OneOf, got 3"),
+        (dict(part="Go. Fly."), ValueError, "part must have one sentence in each"),
+    ],
+    process_reward.search_chance: [
+        (dict(futures=[]), TypeError, "futures must be a dict, got a list"),
+        (dict(samples=0), ValueError, "samples must be an int >= 1, got 0"),
+        (dict(by="gold"), ValueError, 'by must be "labels" or "futures", got'),
     ],
     preference_loss.bradley_terry_loss: [
         (dict(rejected_scores=COLUMN), ValueError, "rejected_scores must be a finite"),
@@ -1836,6 +2256,23 @@ BAD = {
     audit.length_balanced: [
         (dict(length=3), TypeError, "length must be a function, got 3"),
         (dict(groups=[PREFERENCE]), TypeError, "groups must be lists of Preference,"),
+    ],
+    audit.roc_curve: [
+        (dict(scores=COLUMN), ValueError, "scores must be a float tensor (N,) no NaN"),
+        (dict(scores=B2 * NAN), ValueError, "scores must be a float tensor (N,) no"),
+        (dict(labels=B2), TypeError, "labels must be a bool tensor (N,), got"),
+        (dict(labels=B2 > 9), ValueError, "labels must be True and False, got 2 of"),
+    ],
+    audit.auc: [
+        (dict(scores=B2 * NAN), ValueError, "scores must be a float tensor (N,) no"),
+        (dict(labels=[True, False]), TypeError, "labels must be a bool tensor (N,)"),
+    ],
+    audit.alarm_level: [
+        (dict(values=B2 * INF), ValueError, "values must be a finite float tensor"),
+        (dict(generator=None), TypeError, "generator must be a Generator, got None"),
+        (dict(batch=0), ValueError, "batch must be an int >= 1, got 0"),
+        (dict(looks=0), ValueError, "looks must be an int >= 1, got 0"),
+        (dict(rate=5), ValueError, "rate must be a number in (0, 1), got 5"),
     ],
     audit.audit: [
         (dict(preferences=[PREFERENCE]), ValueError, "preferences must be at least 2,"),
@@ -2358,6 +2795,32 @@ BAD = {
     evidence.effective_count: [
         (dict(right=B2 + 1), ValueError, "right must be a float tensor (N,) in [0, 1]"),
         (dict(groups=["a"]), ValueError, "groups must be a list (N,), got 1 entries,"),
+    ],
+    evidence.exact_coverage: [
+        (dict(interval=0.5), TypeError, "interval must be a function, got 0.5"),
+        (dict(chance=1.5), ValueError, "chance must be a number in [0, 1], got 1.5"),
+        (dict(count=0), ValueError, "count must be an int in [1, 1000], got 0"),
+        (dict(count=5000), ValueError, "count must be an int in [1, 1000], got 5000"),
+    ],
+    evidence.bootstrap_interval: [
+        (dict(values=B2 * NAN), ValueError, "values must be a finite float tensor"),
+        (dict(values=COLUMN), ValueError, "values must be a finite float tensor (N,)"),
+        (dict(generator=0), TypeError, "generator must be a Generator, got 0"),
+        (dict(groups=["a"]), ValueError, "groups must be a list (N,) or None, got 1"),
+        (dict(groups=["a", "a"]), ValueError, "values must be of at least two units"),
+        (dict(draws=0), ValueError, "draws must be an int >= 1, got 0"),
+        (dict(level=95), ValueError, "level must be a number in (0, 1), got 95"),
+    ],
+    evidence.intraclass_correlation: [
+        (dict(values=B2), ValueError, "values must be a finite float tensor (N, K)"),
+        (dict(values=torch.ones(2, 2)), ValueError, "values must be at least (2, 2)"),
+        (dict(values=torch.eye(2)[:1]), ValueError, "values must be at least (2, 2)"),
+        (dict(values=torch.eye(2) * NAN), ValueError, "values must be a finite float"),
+    ],
+    evidence.prompts_needed: [
+        (dict(difference=0), ValueError, "difference must be a finite number > 0, got"),
+        (dict(std=INF), ValueError, "std must be a finite number > 0, got inf"),
+        (dict(power=1.0), ValueError, "power must be a number in [0.5, 1), got 1.0"),
     ],
     preference_audit.accuracy_of: [
         (
@@ -2999,6 +3462,7 @@ EXCEPTIONS = {
         "Prepared locked",
         "made by prepare; test_reward_file.py has what it refuses",
     ),
+    "dpo": ("require_direct", "speaks as its callers, which are in the table"),
     "fast": ("require_past", "speaks as its callers, which are in the table"),
     "generate": (
         "require_finite require_room require_possible sample_responses",
@@ -3021,6 +3485,10 @@ EXCEPTIONS = {
         "what write_answer draws, parts of answers; speaks as its callers",
     ),
     "ladder": ("require_pairs", "speaks as table_nats and one_token_floor"),
+    "process_reward": (
+        "require_scores one_sentence",
+        "speak as step_search and right_futures, of which they are parts",
+    ),
     "stages": ("shown", "takes any name"),
     "pipeline": (
         "question_ids before_ppo",

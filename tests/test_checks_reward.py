@@ -1,8 +1,9 @@
-"""Checks of lessons 07 to 13 pass the package and fail plausible mistakes."""
+"""Checks of lessons 07 to 13 and 25 pass the package and fail plausible mistakes."""
 
 import dataclasses
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from mistakes import altered, both_tests, row_means
@@ -12,6 +13,7 @@ from minillama import (
     audit,
     best_of_n,
     data,
+    evidence,
     exact,
     lm,
     preference_loss,
@@ -49,6 +51,11 @@ RIGHT = {
     "length_balanced": audit.length_balanced,
     "safety_label_loss": preference_loss.safety_label_loss,
     "select_reward": reward_selection.select_reward,
+    "wilson_interval": evidence.wilson_interval,
+    "bootstrap_interval": evidence.bootstrap_interval,
+    "intraclass_correlation": evidence.intraclass_correlation,
+    "roc_curve": audit.roc_curve,
+    "auc": audit.auc,
 }
 
 
@@ -374,6 +381,111 @@ def test_other_roads_to_the_strengths_pass(capsys):
     reward.strength_errors(errors_by(pseudo_inverse))
 
 
+def wald(share, n, z=1.96):
+    half = z * (share * (1 - share) / n) ** 0.5
+    return max(0.0, share - half), min(1.0, share + half)
+
+
+def plus_four(share, n, z=1.96):
+    """Agresti and Coull's interval, which is another one."""
+    return wald((share * n + z * z / 2) / (n + z * z), n + z * z, z)
+
+
+def resampling(
+    size=lambda units: units,
+    tails=lambda level: ((1 - level) / 2, (1 + level) / 2),
+    mean=lambda sums, sizes, drawn: sums[drawn].sum(1) / sizes[drawn].sum(1),
+    grouped=True,
+    seeded=True,
+    checked=True,
+):
+    """`bootstrap_interval` in other words, each of which may be wrong."""
+
+    def f(values, generator, groups=None, draws=1000, level=0.95):
+        if checked:
+            evidence.bootstrap_interval(values, _fresh(), groups, draws, level)
+        names = list(range(len(values)) if groups is None or not grouped else groups)
+        units = sorted(set(names))
+        rows = [
+            [v for v, name in zip(values, names, strict=True) if name == u]
+            for u in units
+        ]
+        sums = torch.tensor([sum(row) for row in rows])
+        sizes = torch.tensor([len(row) for row in rows])
+        source = generator if seeded else None
+        shape = (draws, size(len(units)))
+        drawn = torch.randint(len(units), shape, generator=source)
+        means = mean(sums, sizes, drawn).double()
+        return tuple(means.quantile(x).item() for x in tails(level))
+
+    return f
+
+
+def _fresh():
+    return torch.Generator().manual_seed(0)
+
+
+def correlating(between=None, within=None, formula=None, checked=True):
+    """`intraclass_correlation` in other words, each of which may be wrong."""
+    between = between or (lambda x: x.shape[1] * x.mean(1).var())
+    within = within or (lambda x: x.var(1).mean())
+    formula = formula or (lambda b, w, K: (b - w) / (b + (K - 1) * w))
+
+    def f(values):
+        if checked:
+            evidence.intraclass_correlation(values)
+        x = values.double()
+        return formula(between(x), within(x), x.shape[1]).item()
+
+    return f
+
+
+def curve_by_thresholds(
+    flag=lambda scores, t: scores >= t, per=None, start=True, ties=False, checked=True
+):
+    """`roc_curve` in other words, each of which may be wrong."""
+
+    def f(scores, labels):
+        if checked:
+            audit.roc_curve(scores, labels)
+        levels = sorted(scores.tolist() if ties else set(scores.tolist()), reverse=True)
+        points = [(0.0, 0.0)] if start else []
+        for t in levels:
+            flagged = flag(scores, t)
+            points.append(
+                [
+                    (flagged & kind).sum().item() / (per or kind.sum().item())
+                    for kind in (~labels, labels)
+                ]
+            )
+        return tuple(torch.tensor(points, dtype=torch.float64).T)
+
+    return f
+
+
+def curve_by_sorting(scores, labels):
+    """`roc_curve` as one pass over the answers, which keeps the last of equal ones."""
+    audit.roc_curve(scores, labels)
+    order = scores.argsort(descending=True)
+    sorted_scores, sorted_labels = scores[order], labels[order]
+    last = torch.cat((sorted_scores.diff() != 0, torch.tensor([True])))
+    counts = [(~sorted_labels).cumsum(0), sorted_labels.cumsum(0)]
+    return tuple(F.pad(x[last] / x[-1], (1, 0)).double() for x in counts)
+
+
+def by_pairs(tie=0.5, value=lambda x: x, count=None):
+    """`auc` as a count of pairs, perhaps a wrong one."""
+
+    def f(scores, labels):
+        audit.auc(scores, labels)
+        bad, good = scores[labels], scores[~labels]
+        apart = bad[:, None] - good
+        points = (apart > 0).double() + tie * (apart == 0).double()
+        return value(points.sum().item() / (count or points.numel()))
+
+    return f
+
+
 WRONG = [
     ("sigmoid", lambda x: 1 - world.sigmoid(-x)),
     ("sigmoid", lambda x: world.sigmoid(-x)),
@@ -689,7 +801,151 @@ WRONG = [
         lambda s, h, flag, threshold=0.15: torch.where(flag | (s <= threshold), s, h),
     ),
     ("select_reward", lambda s, h, flag, threshold=0.15: torch.where(flag, s, h)),
+    ("wilson_interval", wald),
+    ("wilson_interval", plus_four),
+    ("wilson_interval", lambda p, n, z=1.96: evidence.wilson_interval(p, n)),
+    ("wilson_interval", lambda p, n, z=1.96: evidence.wilson_interval(p, n, z / 2)),
+    ("wilson_interval", lambda p, n, z=1.96: evidence.wilson_interval(p, int(n), z)),
+    (
+        "wilson_interval",
+        altered(evidence.wilson_interval, lambda x: (x[0], x[1] - x[0])),
+    ),
+    (
+        "wilson_interval",
+        lambda p, n, z=1.96: evidence.wilson_interval(p, max(n - 1, 0.5), z),
+    ),
+    ("bootstrap_interval", resampling(size=lambda units: 2 * units)),
+    ("bootstrap_interval", resampling(size=lambda units: 1)),
+    (
+        "bootstrap_interval",
+        resampling(tails=lambda level: (1 - level, level)),
+    ),
+    ("bootstrap_interval", resampling(tails=lambda level: (0.025, 0.975))),
+    ("bootstrap_interval", resampling(grouped=False)),
+    ("bootstrap_interval", resampling(seeded=False)),
+    ("bootstrap_interval", resampling(checked=False)),
+    (
+        "bootstrap_interval",
+        resampling(mean=lambda sums, sizes, drawn: (sums / sizes)[drawn].mean(1)),
+    ),
+    (
+        "bootstrap_interval",
+        resampling(mean=lambda sums, sizes, drawn: sums[drawn].mean(1)),
+    ),
+    (
+        "bootstrap_interval",
+        lambda v, g, groups=None, draws=1000, level=0.95: evidence.bootstrap_interval(
+            v, g, groups, 1000, level
+        ),
+    ),
+    ("intraclass_correlation", correlating(between=lambda x: x.mean(1).var())),
+    (
+        "intraclass_correlation",
+        correlating(between=lambda x: x.shape[1] * x.mean(1).var(correction=0)),
+    ),
+    (
+        "intraclass_correlation",
+        correlating(within=lambda x: x.var(1, correction=0).mean()),
+    ),
+    ("intraclass_correlation", correlating(within=torch.var)),
+    ("intraclass_correlation", correlating(formula=lambda b, w, K: b / (b + w))),
+    (
+        "intraclass_correlation",
+        correlating(formula=lambda b, w, K: (b - w) / (b + K * w)),
+    ),
+    (
+        "intraclass_correlation",
+        altered(evidence.intraclass_correlation, lambda x: max(x, 0.0)),
+    ),
+    ("intraclass_correlation", correlating(checked=False)),
+    ("roc_curve", curve_by_thresholds(flag=lambda scores, t: scores > t)),
+    ("roc_curve", curve_by_thresholds(flag=lambda scores, t: scores <= t)),
+    ("roc_curve", curve_by_thresholds(per=4)),
+    ("roc_curve", curve_by_thresholds(start=False)),
+    ("roc_curve", curve_by_thresholds(ties=True)),
+    ("roc_curve", altered(audit.roc_curve, lambda x: (x[1], x[0]))),
+    ("roc_curve", lambda scores, labels: audit.roc_curve(scores, ~labels)),
+    ("auc", by_pairs(tie=0.0)),
+    ("auc", by_pairs(tie=1.0)),
+    ("auc", by_pairs(value=lambda x: 1 - x)),
+    ("auc", by_pairs(value=lambda x: max(x, 1 - x))),
+    ("auc", by_pairs(count=4)),
+    ("auc", lambda scores, labels: by_pairs()(scores.sign(), labels)),
+    (
+        "auc",
+        lambda scores, labels: (
+            0.5 + (scores[labels].mean() - scores[~labels].mean()).item() / 2
+        ),
+    ),
 ]
 
 
 test_the_package_passes, test_mistakes_are_caught = both_tests(reward, RIGHT, WRONG)
+
+EVIDENCE_STYLES = [
+    (
+        "wilson_interval",  # the roots of (share - p)^2 = z^2 p (1 - p) / n
+        lambda share, n, z=1.96: tuple(
+            (
+                2 * share
+                + z * z / n
+                + sign
+                * math.sqrt(
+                    max(
+                        (2 * share + z * z / n) ** 2 - 4 * (1 + z * z / n) * share**2,
+                        0.0,
+                    )
+                )
+            )
+            / (2 + 2 * z * z / n)
+            for sign in (-1, 1)
+        ),
+    ),
+    (
+        "wilson_interval",
+        lambda share, count, z=1.96: evidence.wilson_interval(share, count, z),
+    ),
+    ("bootstrap_interval", resampling()),
+    (
+        "bootstrap_interval",  # draw by draw
+        lambda v, g, groups=None, draws=1000, level=0.95: resampling(
+            mean=lambda sums, sizes, drawn: torch.stack(
+                [sums[row].sum() / sizes[row].sum() for row in drawn]
+            )
+        )(v, g, groups, draws, level),
+    ),
+    ("intraclass_correlation", correlating()),
+    (
+        "intraclass_correlation",  # Fisher's two mean squares, as sums
+        correlating(
+            between=lambda x: (
+                x.shape[1] * (x.mean(1) - x.mean()).square().sum() / (len(x) - 1)
+            ),
+            within=lambda x: (
+                (x - x.mean(1, keepdim=True)).square().sum()
+                / (len(x) * (x.shape[1] - 1))
+            ),
+        ),
+    ),
+    ("roc_curve", curve_by_thresholds()),
+    ("roc_curve", curve_by_sorting),
+    ("auc", by_pairs()),
+    (
+        "auc",  # the mean rank of the bad ones, ties at their middle
+        lambda s, labels: (
+            ((s[:, None] > s).double() + (s[:, None] == s).double() / 2)
+            .sum(1)[labels]
+            .sub(labels.sum() / 2)
+            .mean()
+            .div((~labels).sum())
+            .item()
+            if not (labels.all() or (~labels).all())
+            else audit.auc(s, labels)
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("name, right", EVIDENCE_STYLES)
+def test_other_styles_of_lesson_25_pass(name, right):
+    getattr(reward, name)(right)

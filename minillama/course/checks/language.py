@@ -1,6 +1,8 @@
 """Checks of lessons 01 to 06: tokens, the model, sampling, training on text."""
 
+import bisect
 import dataclasses
+import itertools
 import math
 from collections import Counter
 
@@ -17,6 +19,69 @@ from minillama.course.checks.case import (
     tiny_tokenizer,
 )
 from minillama.data import Example
+
+NOTHING = torch.tensor(0.0)
+
+
+def randomised(module, seed=0):
+    """Return the module with every parameter, norms too, drawn anew and large."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=draw))
+    return module
+
+
+def gap(got, expected):
+    """Return the largest difference, a number that a message can show."""
+    if not isinstance(got, torch.Tensor):
+        return got
+    if got.shape != expected.shape:
+        return tuple(got.shape)
+    return (got.detach() - expected.detach()).abs().max()
+
+
+def in_pieces(call, cache, x, mask):
+    """Return call(x, mask, cache) joined over pieces of x (B, T, …), or its error.
+
+    The pieces have two columns, one and the rest. A cache that is not used shows as
+    shapes that do not fit.
+    """
+    sizes = [2, 1, x.shape[1] - 3]
+    pieces = zip(x.split(sizes, 1), mask.split(sizes, 1), strict=True)
+    try:
+        with torch.no_grad():
+            return torch.cat([call(x, mask, cache) for x, mask in pieces], 1)
+    except NotImplementedError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def wrong_gradients(module, got, expected, **inputs):
+    """Return the names of weights, and of inputs, that feel `got` in a wrong way.
+
+    The gradient is that of a sum with random shares, so that nothing cancels.
+    """
+    leaves = dict(module.named_parameters()) | inputs
+    wrong = [name for name, x in leaves.items() if not x.requires_grad]
+    if wrong or not got.requires_grad:
+        return wrong or sorted(leaves)
+    shares = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9))
+    slopes = (
+        torch.autograd.grad(
+            (result * shares).sum(),
+            leaves.values(),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for result in (got, expected)
+    )
+    for name, one, other in zip(leaves, *slopes, strict=True):
+        if one is None or (one - other).abs().max() > 1e-4 * other.abs().max():
+            wrong.append(name)
+    return wrong
+
 
 # ---------------------------------------------------------------------------- 01 tokens
 
@@ -74,9 +139,9 @@ def merge(f):
     )
     yield (
         "at every place",
-        f(("e", "a", "e", "a", "e"), ("e", "a")),
-        ("ea", "ea", "e"),
-        "a pair may stand there more than once",
+        f(("e", "a", "e", "a", "t", "e", "a"), ("e", "a")),
+        ("ea", "ea", "t", "ea"),
+        "a pair may stand there more than once, and at both ends",
     )
     yield (
         "from left to right",
@@ -85,16 +150,22 @@ def merge(f):
         "a piece that was glued is used up",
     )
     yield (
-        "in this order only",
-        f(("a", "e"), ("e", "a")),
-        ("a", "e"),
-        "a e is another pair than e a",
+        "both pieces, in this order only",
+        f(("a", "e", "b", "a", "e"), ("e", "a")),
+        ("a", "e", "b", "a", "e"),
+        "a e is another pair than e a, and so are e b and b a",
     )
     yield (
         "pieces, not letters",
-        f(("t", "e", "a", "m"), ("te", "a")),
-        ("t", "e", "a", "m"),
-        "t e a has no piece te yet",
+        f(("t", "e", "a", "m", "t", "ea"), ("te", "a")),
+        ("t", "e", "a", "m", "t", "ea"),
+        "there is no piece te yet, and t ea is another pair than te a",
+    )
+    yield (
+        "whole pieces",
+        f(("te", "a", "m", "e", "am"), ("e", "a")),
+        ("te", "a", "m", "e", "am"),
+        "te a and e am are other pairs than e a",
     )
     yield (
         "bytes are pieces too",
@@ -138,11 +209,60 @@ def train_tokenizer(f):
             ),
         )
     yield (
+        "the pieces of 'ab'",
+        trained.tokens(trained.encode("ab")),
+        ["ab"],
+        "no dummy prefix: a text gets no space that it has not",
+    )
+    typed = "[INST] [/INST] </s> <s> <pad> <unk>"
+    yield (
+        "the ids of symbols in a text that spells them",
+        [i for i in trained.encode(typed) if i < 6],
+        [],
+        "control symbols cannot be typed, user-defined ones can",
+    )
+    yield (
+        "a piece may begin with a space",
+        sorted(f([" ab"] * 20, 267).tokens(range(262, 267))),
+        ["a", "ab", "b", "▁", "▁ab"],
+        "train on the texts as they are",
+    )
+    texts = ("XyXyXy", "Xy", "Xy", "Xy", "XzXzXzXzXz")  # six times Xy, five times Xz
+    counted = f((text for text in texts), 266).tokens(range(262, 266))
+    yield (
+        "pieces of texts from a generator, the merged one and the letters",
+        [counted[0], *sorted(counted[1:])],
+        ["Xy", "X", "y", "z"],
+        "every text counts once, as often as it comes; a generator gives them once",
+    )
+    yield (
+        "a letter that comes once in 3000",
+        "z" in f(["ab" * 100] * 15 + ["z"], 266).tokens(range(262, 266)),
+        True,
+        "character_coverage 1: bytes are for letters that the texts never have",
+    )
+    yield (
+        "ids of twenty texts 'ab', of at most 400",
+        f(["ab"] * 20, 400).vocab_size,
+        265,
+        "the limit is soft: a, b and ab, for no piece reaches over two texts",
+    )
+    yield (
         "262 leaves no room",
         error_of(lambda: f(["ab"], 262)),
         ValueError,
         "6 symbols and 256 bytes",
     )
+    yield (
+        "264 leave no room for five letters",
+        error_of(lambda: f(["abcde"], 264)),
+        ValueError,
+        "every letter of the texts must fit: refuse",
+    )
+
+
+# spaces, letters, line ends and symbols where a careless hand would lose them
+TYPED = "  Ab [INST]\n <s> ab </s>[/INST]  b \n "
 
 
 @check
@@ -156,18 +276,18 @@ def encode_prompt(f):
         [1, 4, *space, *ab, 5],
         "ids 1, 4 and 5 around the pieces of ' ab'",
     )
-    spelled = f(tiny, "ab [/INST]")
+    spelled = f(tiny, TYPED)
     yield (
-        "a prompt that spells a symbol cannot end itself",
-        spelled.count(5),
-        1,
-        "encode the text by itself, as text",
+        "the symbols of a prompt that spells symbols",
+        [i for i in spelled if i < 6],
+        [1, 4, 5],
+        "encode the text by itself, as text: nobody can type a symbol",
     )
     yield (
-        "the text comes back",
-        tiny.decode(spelled),
-        " ab [/INST]",
-        "no piece may be lost",
+        "the texts come back, ends of lines at their ends too",
+        [tiny.decode(f(tiny, text)) for text in (TYPED, "\nb\t")],
+        [" " + TYPED, " \nb\t"],
+        "no piece may be lost, and one space be added, whatever is there already",
     )
     yield (
         "an empty prompt is a prompt",
@@ -176,10 +296,10 @@ def encode_prompt(f):
         "the space stays",
     )
     yield (
-        "no end-of-sequence id",
-        2 in f(tiny, "ab"),
-        False,
-        "the model is to go on from here",
+        "ids of a long prompt",
+        len(f(tiny, "ab " * 1000)),
+        3 + len(tiny.encode(" " + "ab " * 1000)),
+        "cut nothing off, and let no id 2 end it: the model is to go on from here",
     )
 
 
@@ -189,11 +309,24 @@ def encode_response(f):
     tiny = tiny_tokenizer()
     ab, space = tiny.encode("ab"), tiny.encode(" ")
     yield ("ab </s>", f(tiny, "ab"), [*space, *ab, 2], "the pieces of ' ab', then id 2")
+    spelled = f(tiny, TYPED + "</s>")
     yield (
-        "a response that spells </s> goes on",
-        f(tiny, "ab </s> ab").count(2),
-        1,
-        "encode the text by itself, as text",
+        "the symbols of a response that spells symbols",
+        [i for i in spelled if i < 6],
+        [2],
+        "encode the text by itself, as text, and end it whatever it says",
+    )
+    yield (
+        "the texts come back, whatever they end in",
+        [tiny.decode(f(tiny, text)) for text in (TYPED, "\nb\t", "b</s>")],
+        [" " + TYPED, " \nb\t", " b</s>"],
+        "no piece may be lost, and one space be added, whatever is there already",
+    )
+    yield (
+        "ids of a long response",
+        len(f(tiny, "ab " * 1000)),
+        1 + len(tiny.encode(" " + "ab " * 1000)),
+        "cut nothing off",
     )
     yield (
         "an empty response ends at once",
@@ -214,23 +347,54 @@ def decode_response(f):
         "ab b",
         "encode_response put one space before it",
     )
+    more = [*ids, *tiny.encode("bbb"), 2, 3]
     yield (
         "what follows the end does not count",
-        f(tiny, [*ids, *tiny.encode("bbb"), 2, 3]),
+        f(tiny, more),
         "ab b",
         "cut at the first id 2",
     )
     yield (
-        "a response that was cut off",
-        f(tiny, ids[:-1]),
-        "ab b",
+        "the ids stay as they were",
+        more,
+        [*ids, *tiny.encode("bbb"), 2, 3],
+        "change no argument",
+    )
+    yield (
+        "responses that were cut off",
+        [f(tiny, tiny.encode(text)) for text in (" ab b", " ab b ab b")],
+        ["ab b", "ab b ab b"],
         "there may be no id 2",
     )
     yield (
-        "one space only",
-        f(tiny, [*tiny.encode("  ab"), 2]),
-        " ab",
-        "remove one, not all",
+        "a response of its end alone",
+        f(tiny, [2, *ids[:-1]]),
+        "",
+        "the first id 2 may stand at place 0",
+    )
+    yield (
+        "one space only, and nothing else",
+        f(tiny, [*tiny.encode(" " + TYPED + "☺"), 2]),
+        TYPED + "☺",
+        "remove one space in front, and decode all ids together",
+    )
+    yield (
+        "texts that end in a space and in a new line",
+        [f(tiny, tiny.encode(" " + text)) for text in ("b ", "\nb\n")],
+        ["b ", "\nb\n"],
+        "what stands at the end stays",
+    )
+    yield (
+        "a response without an opening space",
+        f(tiny, [*tiny.encode("ab b"), 2]),
+        "ab b",
+        "a model may write so; then there is nothing to remove",
+    )
+    yield (
+        "other symbols end nothing",
+        f(tiny, [*tiny.encode(" ab"), 3, 5, *tiny.encode("b"), 2]),
+        "abb",
+        "id 2 alone is the end; decode leaves symbols out",
     )
     yield (
         "a tensor of ids",
@@ -240,8 +404,12 @@ def decode_response(f):
     )
 
 
-# 0 came once, 1 three times, 2 never; 2 stands before nothing that counts
-COUNTS = torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
+def counted():
+    """Return counts of pairs, new ones each time, so that nobody can spoil them.
+
+    0 came once, 1 three times, 2 never; 2 stands before nothing that counts.
+    """
+    return torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
 
 
 @check
@@ -252,7 +420,7 @@ def count_bigrams(f):
     yield (
         "three texts by hand",
         counts,
-        COUNTS,
+        counted(),
         "row: the token before; column: the token that came; count from loss_start on",
     )
     yield (
@@ -262,16 +430,22 @@ def count_bigrams(f):
         "the table is float64",
     )
     yield (
+        "the texts stay as they were",
+        [text.ids for text in texts],
+        [[0, 1, 1], [2, 1, 0, 1], [2]],
+        "change no argument",
+    )
+    yield (
         "the last token of a text is not followed by the next text",
         f([Example([0, 1], 1), Example([2, 3], 1)], 4).nonzero().tolist(),
         [[0, 1], [2, 3]],
         "count within each text",
     )
     yield (
-        "a token after itself, and a row for every id",
-        f([Example([1, 1, 1], 1)], 3),
-        torch.tensor([[0, 0, 0], [0, 2, 0], [0, 0, 0]]),
-        "the table is (V, V) whatever comes",
+        "a token after itself in three equal texts, and a row for every id",
+        f([Example([1, 1, 1], 1) for _ in range(3)], 3),
+        torch.tensor([[0, 0, 0], [0, 6, 0], [0, 0, 0]]),
+        "the table is (V, V) whatever comes; every text counts, and all of its pairs",
     )
     yield (
         "only the pairs whose second token counts",
@@ -279,19 +453,25 @@ def count_bigrams(f):
         [[0, 1], [2, 0]],
         "the first token that counts stands at loss_start; its pair begins one before",
     )
+    yield (
+        "no pair at all",
+        f([Example([1], 1)], 2),
+        torch.zeros(2, 2),
+        "then the table is zeros",
+    )
 
 
 @check
 def unigram_logprobs(f):
     """Check `unigram_logprobs(counts)`."""
-    untouched = COUNTS.clone()
+    untouched = counted()
     yield (
         "(1 + 1, 3 + 1, 0 + 1) / (4 + 3) by hand",
         f(untouched),
         torch.tensor([2 / 7, 4 / 7, 1 / 7]).log(),
         "how often each token came, plus 1, over all of them; natural logarithms",
     )
-    yield ("the counts stay as they were", untouched, COUNTS, "change no argument")
+    yield ("the counts stay as they were", untouched, counted(), "change no argument")
     yield (
         "no counts at all",
         f(torch.zeros(4, 4)),
@@ -300,16 +480,16 @@ def unigram_logprobs(f):
     )
     yield (
         "one more for every token, not for every pair",
-        f(torch.tensor([[0.0, 6.0], [0.0, 0.0]])).exp(),
-        torch.tensor([1 / 8, 7 / 8]),
-        "(0 + 1, 6 + 1) / (6 + 2)",
+        f(torch.tensor([[0.0, 6.0], [1.0, 0.0]])).exp(),
+        torch.tensor([2 / 9, 7 / 9]),
+        "(1 + 1, 6 + 1) / (7 + 2)",
     )
 
 
 @check
 def bigram_logprobs(f):
     """Check `bigram_logprobs(counts, strength=1.0)`."""
-    untouched = COUNTS.clone()
+    untouched = counted()
     # one more sighting in each row, shared as 2/7, 4/7, 1/7
     yield (
         "three rows by hand",
@@ -317,7 +497,7 @@ def bigram_logprobs(f):
         torch.tensor([[2.0, 18.0, 1.0], [9.0, 11.0, 1.0], [6.0, 12.0, 3.0]]) / 21,
         "(count + strength * p(b)) / (sum of the row + strength)",
     )
-    yield ("the counts stay as they were", untouched, COUNTS, "change no argument")
+    yield ("the counts stay as they were", untouched, counted(), "change no argument")
     yield (
         "four more sightings a row",
         f(untouched, strength=4.0).exp(),
@@ -325,14 +505,20 @@ def bigram_logprobs(f):
         "strength multiplies the unigram's probabilities",
     )
     yield (
-        "every row is a distribution",
-        f(untouched, 0.3).exp().sum(1),
-        torch.ones(3),
-        "divide each row by its own sum",
+        "a quarter of a sighting a row",
+        f(untouched, 0.25).exp(),
+        torch.tensor([[2.0, 60.0, 1.0], [30.0, 32.0, 1.0], [18.0, 36.0, 9.0]]) / 63,
+        "the strength may be below 1; divide each row by its own sum",
+    )
+    yield (
+        "two tokens, each followed by the other, by hand",
+        f(torch.tensor([[0.0, 6.0], [2.0, 0.0]])).exp(),
+        torch.tensor([[0.3 / 7, 6.7 / 7], [2.3 / 3, 0.7 / 3]]),
+        "the unigram's probabilities are 0.3 and 0.7",
     )
     yield (
         "what was seen a million times speaks for itself",
-        f(1e6 * COUNTS)[:2, :2].exp(),
+        f(1e6 * counted())[:2, :2].exp(),
         torch.tensor([[0.0, 1.0], [0.5, 0.5]]),
         "the strength does not grow with the counts",
     )
@@ -343,19 +529,26 @@ def table_nats(f):
     """Check `table_nats(logprobs, counts)`."""
     table = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
     table = table.double().log()
+    given = table.clone(), counted()
     # two pairs of ln 4, one of ln 10, one of -ln .8
     by_hand = (2 * math.log(4) + math.log(10) - math.log(0.8)) / 4
     yield (
         "four pairs by hand",
-        row(f(table, COUNTS)),
+        row(f(*given)),
         row(by_hand),
         "-sum of count * log p, divided by the number of pairs",
     )
-    yield ("a number", type(f(table, COUNTS)), float, "take .item() of the tensor")
     yield (
-        "ten times as much text of the same kind",
-        row(f(table, 10 * COUNTS)),
-        row(by_hand),
+        "table and counts stay as they were",
+        torch.stack(given),
+        torch.stack((table, counted())),
+        "change no argument",
+    )
+    yield ("a number", type(f(table, counted())), float, "take .item() of the tensor")
+    yield (
+        "ten times as much text of the same kind, and a sixteenth",
+        row(f(table, 10 * counted()), f(table, counted() / 16)),
+        row(by_hand, by_hand),
         "a mean over pairs does not grow with the text",
     )
     impossible = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).double().log()
@@ -381,10 +574,23 @@ def rms_norm(f):
     """Check `RMSNorm(dim, eps)`, the class."""
     norm = f(2, eps=1e-5)
     yield (
+        "what it learns",
+        {name: tuple(p.shape) for name, p in norm.named_parameters()},
+        {"weight": (2,)},
+        "one weight a feature, an nn.Parameter",
+    )
+    given = torch.tensor([[3.0, 4.0]])
+    yield (
         "(3, 4) by hand",
-        norm(torch.tensor([[3.0, 4.0]])),
+        norm(given),
         torch.tensor([[0.8485, 1.1314]]),
         "divide by sqrt(25 / 2)",
+    )
+    yield (
+        "(3, 4) itself afterwards",
+        given,
+        torch.tensor([[3.0, 4.0]]),
+        "compute a new tensor",
     )
     yield (
         "no mean is subtracted",
@@ -399,6 +605,12 @@ def rms_norm(f):
         "4 / sqrt(16 + 9)",
     )
     yield (
+        "eps is 1e-5 unless another is given",
+        f(1)(torch.tensor([[0.003]])),
+        torch.tensor([[0.6882]]),
+        "0.003 / sqrt(0.000009 + 0.00001)",
+    )
+    yield (
         "each position by itself",
         norm(torch.tensor([[[3.0, 4.0]], [[30.0, 40.0]]])),
         torch.tensor([[[0.8485, 1.1314]]] * 2),
@@ -410,6 +622,14 @@ def rms_norm(f):
         torch.tensor([[0.8486, 1.1318]], dtype=torch.float16),
         "300^2 exceeds float16; square in float32, convert back",
     )
+    half = f(2).bfloat16()(torch.tensor([[25.0, 34.0]]).bfloat16())
+    yield (
+        "bfloat16 loses nothing on the way",
+        half,
+        torch.tensor([[0.8359375, 1.140625]]),
+        "compute in float32; round once, at the end",
+    )
+    yield ("bfloat16 in, out comes", half.dtype, torch.bfloat16, "convert back")
     norm = f(2)
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([2.0, -1.0]))
@@ -419,13 +639,22 @@ def rms_norm(f):
         torch.tensor([[1.6971, -1.1314]]),
         "multiply by self.weight at the end",
     )
+    x = torch.tensor([[3.0, 4.0], [1.0, -2.0]], requires_grad=True)
+    root = (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    yield (
+        "what gets a wrong gradient",
+        wrong_gradients(norm, norm(x), x / root * norm.weight, x=x),
+        [],
+        "the root and the weight are part of the graph: detach nothing, freeze nothing",
+    )
 
 
 @check
 def rope_cos_sin(f):
     """Check `rope_cos_sin(positions, head_dim, theta)`."""
     # frequencies 1 and 100^(-1/2)
-    cos, sin = f(torch.tensor([[0, 1, 30]]), 4, theta=100.0)
+    given = torch.tensor([[0, 1, 30]])
+    cos, sin = f(given, 4, theta=100.0)
     yield (
         "shape, with room for the heads",
         tuple(cos.shape),
@@ -453,6 +682,31 @@ def rope_cos_sin(f):
         "positions are (B, T), one row for each text",
     )
     yield (
+        "the positions stay as they were",
+        given.tolist(),
+        [[0, 1, 30]],
+        "change no argument",
+    )
+    yield (
+        "three pairs of features, and theta 1000",
+        f(torch.tensor([[2]]), 6, theta=1000.0)[1].flatten(),
+        torch.tensor([2.0, 0.2, 0.02]).sin(),
+        "E = 6: exponents 0, -2/6 and -4/6",
+    )
+    yield (
+        "theta is 10000 unless another is given",
+        f(torch.tensor([[3]]), 4)[1].flatten(),
+        torch.tensor([3.0, 0.03]).sin(),
+        "E = 4: exponents 0 and -1/2",
+    )
+    far = torch.tensor([[300, 5000]])
+    yield (
+        "far positions: the first pair of 300 and 5000",
+        torch.stack([x[0, :, 0, 0] for x in f(far, 4)]),
+        torch.stack((far[0].double().cos(), far[0].double().sin())),
+        "any position has its angle, in float32 at least",
+    )
+    yield (
         "float32, as the weights",
         (cos.dtype, sin.dtype),
         (torch.float32, torch.float32),
@@ -470,6 +724,12 @@ def rotate(f):
         f(x, *quarter),
         torch.tensor([-3.0, 2.0, 1.0, 4.0]).view(1, 1, 1, 4),
         "(a cos - b sin, b cos + a sin), a and b half a head apart",
+    )
+    yield (
+        "x stays as it was",
+        x.flatten().tolist(),
+        [1.0, 2.0, 3.0, 4.0],
+        "compute a new tensor",
     )
     angle = torch.tensor([0.7, -2.0]).view(1, 1, 1, 2)
     turned = f(x, angle.cos(), angle.sin())
@@ -502,6 +762,20 @@ def rotate(f):
         ),
         "cos and sin are (B, T, 1, E / 2): let them broadcast over the heads",
     )
+    turns = turns[1:]  # by 180 and 270 degrees in both texts
+    yield (
+        "one row of angles serves all texts",
+        f(many, turns.cos(), turns.sin())[:, :, 0],
+        torch.tensor([[[-1.0, -2.0], [6.0, -5.0]], [[-9.0, -10.0], [14.0, -13.0]]]),
+        "cos and sin may be (1, T, 1, E / 2)",
+    )
+    yield (
+        "the gradient of the sum of what comes out",
+        gradient(lambda x: f(x, angle.cos(), angle.sin()), x),
+        torch.cat((angle.cos() + angle.sin(), angle.cos() - angle.sin()), -1),
+        "detach nothing",
+    )
+    yield ("float32 in, out comes", turned.dtype, torch.float32, "change no dtype")
 
 
 @check
@@ -535,18 +809,39 @@ def feed_forward(f):
         by_hand,
         "silu(1) * 2 = 1.4621; only the gate goes through silu",
     )
+    network = randomised(f(tiny_config(dim=4, n_heads=1, ffn_dim=3)))
+    x = 3 * torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()
+    gate, up, down = (
+        getattr(network, f"{name}_proj").weight for name in ("gate", "up", "down")
+    )
+    by_hand = (x @ gate.T * torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T
+    yield (
+        "how far two texts of three tokens are from the formula",
+        gap(network(x), by_hand),
+        NOTHING,
+        "silu(z) = z * sigmoid(z), for every token of every text",
+    )
+    yield (
+        "what gets a wrong gradient",
+        wrong_gradients(network, network(x), by_hand, x=x),
+        [],
+        "detach nothing, freeze nothing",
+    )
 
 
 @check
 def one_token_floor(f):
     """Check `one_token_floor(counts)`."""
+    untouched = counted()
     yield (
         "after 0 always 1, after 1 one of two",
-        row(f(COUNTS)),
+        row(f(untouched)),
         row(math.log(2) / 2),
         "(2 * 0 + 2 * ln 2) / 4; a token that never came has no row to divide",
     )
-    yield ("a number", type(f(COUNTS)), float, "nats a token")
+    yield ("the counts stay as they were", untouched, counted(), "change no argument")
+    yield ("a number", type(f(counted())), float, "nats a token")
     uneven = torch.tensor([[1.0, 3.0], [6.0, 0.0]]).double()
     entropy = (math.log(4) + 3 * math.log(4 / 3)) / 4
     yield (
@@ -572,7 +867,7 @@ def one_token_floor(f):
 @check
 def one_token(f):
     """Check `OneToken(config, generator)`, the class."""
-    config = tiny_config(n_layers=2, ffn_dim=40)
+    config = tiny_config(n_layers=2, ffn_dim=40, norm_eps=0.1)
     network = f(config, torch.Generator().manual_seed(0))
     weights = dict(network.named_parameters())
     yield (
@@ -609,16 +904,13 @@ def one_token(f):
         network.lm_head.weight,
         "hand the generator on",
     )
-    noise = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in weights.values():
-            p.copy_(0.5 * torch.randn(p.shape, generator=noise) + (p.ndim == 1))
+    randomised(network)
     ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
     logits = network(ids)
-    w = {name.removesuffix(".weight"): p.detach() for name, p in weights.items()}
+    w = {name.removesuffix(".weight"): p for name, p in weights.items()}
 
     def normed(x, scale):
-        return x / (x.square().mean() + config.norm_eps).sqrt() * scale
+        return x / (x.square().mean() + 0.1).sqrt() * scale
 
     def by_hand(token):
         x = w["embed_tokens"][token]
@@ -627,11 +919,18 @@ def one_token(f):
         x = x + w["mlp.down_proj"] @ (gate * torch.sigmoid(gate) * up)
         return w["lm_head"] @ normed(x, w["norm"])
 
+    expected = torch.stack([torch.stack([by_hand(i) for i in r]) for r in ids.tolist()])
     yield (
         "eight tokens, one at a time",
         logits,
-        torch.stack([torch.stack([by_hand(i) for i in r]) for r in ids.tolist()]),
-        "x + mlp(mlp_norm(x)), then the last norm, then lm_head",
+        expected.detach(),
+        "x + mlp(mlp_norm(x)), then the last norm, then lm_head; norm_eps is config's",
+    )
+    yield (
+        "weights that get a wrong gradient",
+        wrong_gradients(network, logits, expected),
+        [],
+        "detach nothing, freeze nothing",
     )
     yield (
         "a token sees itself alone",
@@ -657,17 +956,25 @@ def token_positions(f):
     mask = torch.tensor(
         [[True] * 4, [False, False, True, True], [True, True, False, False]]
     )
+    given = mask.clone()
     yield (
         "no padding, left padding, right padding",
-        f(mask),
+        f(given),
         torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1], [0, 1, 1, 1]]),
         "count the real tokens so far, from 0",
     )
+    yield ("the mask stays as it was", given, mask, "change no argument")
     yield (
         "a hole in the middle shifts nothing",
         f(torch.tensor([[True, False, False, True, True]])),
         torch.tensor([[0, 0, 0, 1, 2]]),
         "it is the count of real tokens that matters, not where padding stands",
+    )
+    yield (
+        "the last three of 3000 tokens",
+        f(torch.ones(1, 3000, dtype=torch.bool))[0, -3:],
+        torch.tensor([2997, 2998, 2999]),
+        "a text may be long",
     )
     yield (
         "whole numbers",
@@ -680,19 +987,28 @@ def token_positions(f):
 @check
 def attention_bias(f):
     """Check `attention_bias(key_mask, n_queries)`."""
-    mask = torch.tensor([[True, True, True], [False, True, True], [True, True, False]])
+    mask = torch.tensor(
+        [
+            [True, True, True],
+            [False, True, True],
+            [True, True, False],
+            [True, False, False],
+        ]
+    )
     allowed = torch.tensor(
         [
             [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
             [[1, 0, 0], [0, 1, 0], [0, 1, 1]],
             [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
+            [[1, 0, 0], [1, 1, 0], [1, 0, 1]],
         ]
     )
-    bias = f(mask, 3)
+    given = mask.clone()
+    bias = f(given, 3)
     yield (
         "shape",
         tuple(bias.shape),
-        (3, 1, 1, 3, 3),
+        (4, 1, 1, 3, 3),
         "(B, 1, 1, T, S): one for all heads",
     )
     yield (
@@ -716,17 +1032,21 @@ def attention_bias(f):
     yield ("float32", bias.dtype, torch.float32, "it is added to scores")
     yield (
         "the mask is left as it was",
-        mask[1].tolist(),
-        [False, True, True],
+        given.int(),
+        mask.int(),
         "do not write into what you are given",
     )
     yield (
         "one new token sees all that is cached",
-        f(mask, 1)[:, 0, 0] == 0,
-        torch.tensor(
-            [[[True, True, True]], [[False, True, True]], [[True, True, True]]]
-        ),
+        f(mask, 1)[:, 0, 0].isfinite().int(),
+        torch.tensor([[[1, 1, 1]], [[0, 1, 1]], [[1, 1, 1]], [[1, 0, 1]]]),
         "the queries are the last n_queries positions",
+    )
+    yield (
+        "the last two of four tokens, one of them padding",
+        f(torch.tensor([[True, False, False, True]]), 2)[0, 0, 0].isfinite().int(),
+        torch.tensor([[1, 0, 1, 0], [1, 0, 0, 1]]),
+        "queries 2 and 3: neither looks ahead, each sees itself",
     )
 
 
@@ -748,32 +1068,94 @@ def attend(f):
         torch.tensor([0, 1.0, 0, 0]).view(1, 1, 4),
         "add the bias before the softmax",
     )
+    yield (
+        "a bias of 1 for the second key evens the two out",
+        f(queries, keys, values, torch.tensor([0.0, 1.0]).view(1, 1, 1, 1, 2)),
+        torch.tensor([0.5, 0.5, 0, 0]).view(1, 1, 4),
+        "add the bias to the scores, whatever it is",
+    )
     numbers = torch.Generator().manual_seed(0)
     queries, keys, values = (
         torch.randn(shape, generator=numbers)
-        for shape in ((2, 3, 4, 2), (2, 2, 5, 2), (2, 2, 5, 2))
+        for shape in ((2, 3, 6, 2), (2, 2, 5, 2), (2, 2, 5, 2))
     )
     bias = torch.zeros(2, 1, 1, 3, 5)
     bias[0, ..., 4], bias[1, ..., 0, 1:] = -math.inf, -math.inf
-    by_loop = torch.empty(2, 3, 8)
-    for b in range(2):
-        for t in range(3):
-            for h in range(4):  # heads 0, 1 share key/value head 0
-                scores = torch.stack(
-                    [queries[b, t, h] @ key for key in keys[b, h // 2]]
-                ) / math.sqrt(2)
-                by_loop[b, t, 2 * h : 2 * h + 2] = (
-                    torch.softmax(scores + bias[b, 0, 0, t], 0) @ values[b, h // 2]
-                )
+
+    def by_loop(queries, keys, values):
+        mixed = torch.empty(2, 3, 12)
+        for b in range(2):
+            for t in range(3):
+                for h in range(6):  # heads 0 to 2 share key/value head 0
+                    scores = torch.stack(
+                        [queries[b, t, h] @ key for key in keys[b, h // 3]]
+                    ) / math.sqrt(2)
+                    mixed[b, t, 2 * h : 2 * h + 2] = (
+                        torch.softmax(scores + bias[b, 0, 0, t], 0) @ values[b, h // 3]
+                    )
+        return mixed
+
+    given = queries.clone(), keys.clone(), values.clone(), bias.clone()
     yield (
-        "four query heads on two key/value heads, by a loop",
-        f(queries, keys, values, bias),
-        by_loop,
+        "six query heads on two key/value heads, by a loop",
+        f(*given),
+        by_loop(queries, keys, values),
         (
-            "query head h uses key/value head h // 2; heads come out side by side, "
+            "query head h uses key/value head h // 3; heads come out side by side, "
             "head 0 first"
         ),
     )
+    yield (
+        "which of the four arguments changed",
+        [
+            i
+            for i, (x, y) in enumerate(
+                zip(given, (queries, keys, values, bias), strict=True)
+            )
+            if not torch.equal(x, y)
+        ],
+        [],
+        "compute new tensors",
+    )
+    shares = torch.randn(2, 3, 12, generator=numbers)
+    parts = {"queries": queries, "keys": keys, "values": values}
+    for at, name in enumerate(parts):
+
+        def mixed(x, how, at=at, rest=()):
+            three = [x if i == at else y for i, y in enumerate(parts.values())]
+            return how(*three, *rest) * shares
+
+        yield (
+            f"how far the gradient at {name} is from the loop's",
+            gap(
+                gradient(lambda x: mixed(x, f, rest=(bias,)), parts[name]),  # noqa: B023
+                gradient(lambda x: mixed(x, by_loop), parts[name]),  # noqa: B023
+            ),
+            NOTHING,
+            "detach nothing",
+        )
+
+
+def _attention_by_hand(layer, x, angles, bias, heads, kv_heads):
+    """Attention with `layer`'s matrices, head by head; angles: (B, T, E / 2)."""
+    half = angles.shape[-1]
+    queries, keys, values = (
+        (x @ p.weight.T).split(2 * half, -1)
+        for p in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+
+    def turned(y):  # as complex numbers
+        y = torch.complex(y[..., :half], y[..., half:])
+        y = y * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat((y.real, y.imag), -1)
+
+    mixed = []
+    for head in range(heads):
+        shared = head // (heads // kv_heads)
+        scores = turned(queries[head]) @ turned(keys[shared]).mT / math.sqrt(2 * half)
+        weights = (scores + bias[:, 0, 0]).softmax(-1)
+        mixed.append(weights @ values[shared])
+    return torch.cat(mixed, -1) @ layer.o_proj.weight.T
 
 
 @check
@@ -799,6 +1181,13 @@ def attention(f):
         mask = torch.ones(1, x.shape[1], dtype=torch.bool)
         return layer(x, cos, sin, model.attention_bias(mask, x.shape[1]))
 
+    out = look(x)
+    yield (
+        "what comes back, and its shape",
+        (type(out).__name__, tuple(getattr(out, "shape", ()))),
+        ("Tensor", (1, 5, 8)),
+        "return o_proj of the mixed values, a tensor (B, T, D)",
+    )
     slopes = torch.autograd.functional.jacobian(look, x)[0, :, :, 0]
     leak = slopes.abs().amax((1, 3)) > 0  # (T out, T in)
     yield (
@@ -808,23 +1197,23 @@ def attention(f):
         "pass the bias to the scores",
     )
     yield (
-        "where a text starts changes nothing",
-        look(x, start=3),
-        look(x),
-        "turn queries and keys alike",
+        "how far a text moves that starts at position 3",
+        gap(look(x, start=3), look(x)),
+        NOTHING,
+        "turn queries and keys alike, and the values not",
     )
     yield (
-        "but order does",
-        torch.allclose(look(x)[0, 4], look(x[:, [1, 0, 2, 3, 4]])[0, 4], atol=1e-3),
-        False,
+        "but order does: does the last token move with the order of the others?",
+        not torch.allclose(look(x)[0, 4], look(x[:, [1, 0, 2, 3, 4]])[0, 4], atol=1e-3),
+        True,
         "turn queries and keys by their positions",
     )
     both = torch.cat((x, x.flip(1)))
     yield (
-        "each text by itself",
-        look(both),
-        torch.cat((look(x), look(x.flip(1)))),
-        "B texts at once: no text may use another's queries, keys or values",
+        "how far two texts at once are from each by itself",
+        gap(look(both), torch.cat((look(x), look(x.flip(1))))),
+        NOTHING,
+        "no text may use another's queries, keys or values",
     )
     small = f(tiny_config(dim=2, n_heads=1, n_kv_heads=1))
     with torch.no_grad():
@@ -844,17 +1233,76 @@ def attention(f):
     with torch.no_grad():
         layer.o_proj.weight.zero_()
     yield (
-        "the mixed values go through o_proj",
-        look(x),
-        torch.zeros(1, 5, 8),
-        "o_proj comes last",
+        "how far from 0 it is with o_proj at 0",
+        gap(look(x), torch.zeros(1, 5, 8)),
+        NOTHING,
+        "o_proj comes last; the stream is added by the block",
+    )
+    # three layers, six heads of size 4, so wider than the stream; two padded texts
+    config = tiny_config(dim=12, n_layers=3, n_heads=6, n_kv_heads=2, head_size=4)
+    layer = f(config, 2)
+    yield (
+        "matrices of heads of size 4",
+        {name: tuple(p.shape) for name, p in layer.named_parameters()},
+        {
+            "q_proj.weight": (24, 12),
+            "k_proj.weight": (8, 12),
+            "v_proj.weight": (8, 12),
+            "o_proj.weight": (12, 24),
+        },
+        "config.head_dim is dim / n_heads only if no head_size is given",
+    )
+    randomised(layer)
+    x = torch.randn(2, 6, 12, requires_grad=True)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1]]).bool()
+    positions = torch.tensor([[0, 0, 0, 1, 2, 3], [0, 1, 2, 2, 3, 4]])
+    angles = positions[..., None] * torch.tensor([1.0, 0.01])
+    turns = angles.cos()[:, :, None], angles.sin()[:, :, None]
+    bias = model.attention_bias(mask, 6)
+    expected = _attention_by_hand(layer, x, angles, bias, 6, 2)
+    got = layer(x, *turns, bias)
+    yield (
+        "how far two padded texts are from attention head by head",
+        gap(got, expected),
+        NOTHING,
+        "each text has angles and a bias of its own; three heads share keys and values",
+    )
+    yield (
+        "what gets a wrong gradient",
+        wrong_gradients(layer, got, expected, x=x),
+        [],
+        "detach nothing, freeze nothing",
+    )
+
+    def reading(layer):
+        def with_cache(x, mask, cache):
+            at = slice(cache.length, cache.length + x.shape[1])
+            seen = cache.extend(mask)[1]
+            bias = model.attention_bias(seen, x.shape[1])
+            return layer(x, *(turn[:, at] for turn in turns), bias, cache)
+
+        return with_cache
+
+    caches = [model.KVCache(config, 2, 6) for _ in range(2)]
+    yield (
+        "how far texts read in pieces, with a cache, are from texts read at once",
+        gap(in_pieces(reading(layer), caches[0], x.detach(), mask), expected),
+        NOTHING,
+        "store the turned keys, and attend to all that store returns",
+    )
+    in_pieces(reading(f(config)), caches[1], x.detach(), mask)
+    yield (
+        "which layers of their caches layer 2 and one without a number filled",
+        [[i for i in range(3) if cache.keys[i].abs().sum() > 0] for cache in caches],
+        [[2], [0]],
+        "store under the layer's own number, which is 0 unless another is given",
     )
 
 
 @check
 def attention_only(f):
     """Check `AttentionOnly(config, positions, generator)`, the class."""
-    config = tiny_config()
+    config = tiny_config(n_layers=2, rope_theta=100.0, norm_eps=0.1)
 
     def draw(seed=0, **named):
         return f(config, generator=torch.Generator().manual_seed(seed), **named)
@@ -875,34 +1323,56 @@ def attention_only(f):
             torch.equal(network.lm_head.weight, draw().lm_head.weight),
             torch.equal(network.lm_head.weight, draw(1).lm_head.weight),
             0.015 < network.lm_head.weight.std().item() < 0.025,
+            0.008 < network.attention.o_proj.weight.std().item() < 0.012,
         ),
-        (True, False, True),
-        "draw_weights(self, config.n_layers, generator): std 0.02",
+        (True, False, True, True),
+        "draw_weights(self, config.n_layers, generator): std 0.02, o_proj's 0.01",
     )
     blind = draw(positions=False)
-    with torch.no_grad():  # weights that hide nothing, norms among them
-        noise = torch.Generator().manual_seed(2)
+    randomised(network)
+    with torch.no_grad():
         for one, other in zip(network.parameters(), blind.parameters(), strict=True):
-            one.copy_(torch.randn(one.shape, generator=noise))
             other.copy_(one)
     ids = torch.tensor([[3, 1, 4, 1, 5]])
-    cos, sin = model.rope_cos_sin(torch.arange(5)[None], config.head_dim)
-    bias = model.attention_bias(torch.ones(1, 5, dtype=torch.bool), 5)
-    with torch.no_grad():
-        x = network.embed_tokens(ids)
-        x = x + network.attention(network.attention_norm(x), cos, sin, bias)
-        by_hand = network.lm_head(network.norm(x))
-        logits = network(ids)
-        yield (
-            "norm, attention, added to the stream, norm, output",
-            logits,
-            by_hand,
-            "x + attention(attention_norm(x)), then lm_head(norm(x))",
+
+    def norm(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight
+
+    def by_hand(speed):
+        angles = torch.arange(5)[None, :, None] * 100.0 ** (-torch.arange(8) / 8)
+        bias = torch.full((5, 5), -math.inf).triu(1).view(1, 1, 1, 5, 5)
+        x = network.embed_tokens.weight[ids]
+        read = norm(x, network.attention_norm.weight)
+        x = x + _attention_by_hand(
+            network.attention, read, speed * angles, bias, heads=2, kv_heads=1
         )
+        return norm(x, network.norm.weight) @ network.lm_head.weight.T
+
+    logits, expected = network(ids), by_hand(1)
+    yield (
+        "how far it is from norm, attention, sum, norm and output by hand",
+        gap(logits, expected),
+        NOTHING,
+        "x + attention(attention_norm(x)), then lm_head(norm(x)); rope_theta and "
+        "norm_eps are config's",
+    )
+    yield (
+        "weights that get a wrong gradient",
+        wrong_gradients(network, logits, expected),
+        [],
+        "detach nothing, freeze nothing",
+    )
+    yield (
+        "how far it is without positions",
+        gap(blind(ids), by_hand(0)),
+        NOTHING,
+        "every token stands at position 0, so nothing turns; the rest stays",
+    )
+    with torch.no_grad():
         yield (
-            "the past does not see the future",
-            network(torch.tensor([[3, 1, 4, 1, 9]]))[:, :4],
-            logits[:, :4],
+            "how far the past moves with the future",
+            gap(network(torch.tensor([[3, 1, 4, 1, 9]]))[:, :4], logits[:, :4]),
+            NOTHING,
             "pass attention_bias on",
         )
         mask = torch.tensor([[False, False] + [True] * 5, [True] * 5 + [False] * 2])
@@ -916,9 +1386,9 @@ def attention_only(f):
             mask,
         )
         yield (
-            "padding on the left, on the right or in the middle changes nothing",
-            padded[mask].view(3, 5, -1),
-            logits.expand(3, -1, -1),
+            "how far padding on the left, on the right or in the middle moves it",
+            gap(padded[mask].view(3, 5, -1), logits.expand(3, -1, -1)),
+            NOTHING,
             "positions and bias both come from the mask",
         )
         shuffled = torch.tensor([[4, 3, 1, 1, 5]])
@@ -929,50 +1399,14 @@ def attention_only(f):
             "the angles come from token_positions",
         )
         yield (
-            "without positions, a shuffled past gives the same logits",
-            blind(shuffled)[0, -1],
-            blind(ids)[0, -1],
+            "without positions, how far a shuffled past moves it",
+            gap(blind(shuffled)[0, -1], blind(ids)[0, -1]),
+            NOTHING,
             "every token stands at position 0",
         )
 
 
 # ----------------------------------------------------------------------------- 04 llama
-
-
-def randomised(module, seed=0):
-    """Return the module with every parameter, norms too, drawn anew and large."""
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=draw))
-    return module
-
-
-def gap(got, expected):
-    """Return the largest difference, a number that a message can show."""
-    if not isinstance(got, torch.Tensor):
-        return got
-    if got.shape != expected.shape:
-        return tuple(got.shape)
-    return (got.detach() - expected.detach()).abs().max()
-
-
-NOTHING = torch.tensor(0.0)
-
-
-def in_pieces(call, cache, x, mask, size=2):
-    """Return call(x, mask, cache) joined over pieces of `size` columns, or its error.
-
-    A cache that is not used shows as shapes that do not fit.
-    """
-    pieces = zip(x.split(size, 1), mask.split(size, 1), strict=True)
-    try:
-        with torch.no_grad():
-            return torch.cat([call(x, mask, cache) for x, mask in pieces], 1)
-    except NotImplementedError:
-        raise
-    except RuntimeError as error:
-        return f"{type(error).__name__}: {error}"
 
 
 @check
@@ -981,8 +1415,9 @@ def block(f):
     config = tiny_config(dim=8, n_layers=2, ffn_dim=4, norm_eps=0.1)
     torch.manual_seed(0)
     layer, x = randomised(f(config, 1)), torch.randn(2, 4, 8)
-    mask = torch.ones(2, 4, dtype=torch.bool)
-    cos, sin = model.rope_cos_sin(torch.arange(4)[None], 4)
+    given = x.clone()
+    mask = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    cos, sin = model.rope_cos_sin(model.token_positions(mask), 4)
     bias = model.attention_bias(mask, 4)
 
     def norm(x, weight):
@@ -1005,26 +1440,27 @@ def block(f):
         ["input_layernorm", "mlp", "post_attention_layernorm", "self_attn"],
         "Hugging Face's names, so that its weights fit",
     )
+    with torch.no_grad():
+        got = layer(x, cos, sin, bias)
     yield (
         "how far it is from two residual steps, each normed first",
-        gap(layer(x, cos, sin, bias), by_hand(x)),
+        gap(got, by_hand(given)),
         NOTHING,
         "x + attention(norm(x)), then x + mlp(norm(x)) on the new x; two norms, each "
         "with norm_eps",
     )
+    yield ("how far x itself moved", gap(x, given), NOTHING, "x = x + …, not x += …")
+    x.requires_grad_()
     yield (
-        "how far its gradient is from theirs",
-        gap(
-            gradient(lambda x: layer(x, cos, sin, bias), x),
-            gradient(by_hand, x),
-        ),
-        NOTHING,
-        "detach nothing",
+        "what gets a wrong gradient",
+        wrong_gradients(layer, layer(x, cos, sin, bias), by_hand(x), x=x),
+        [],
+        "detach nothing, freeze nothing",
     )
     cache = model.KVCache(config, 2, 4)
     yield (
         "how far a text read in pieces, with a cache, is from one read at once",
-        gap(in_pieces(with_cache, cache, x, mask), layer(x, cos, sin, bias)),
+        gap(in_pieces(with_cache, cache, x.detach(), mask), by_hand(x)),
         NOTHING,
         "pass the cache to attention",
     )
@@ -1066,6 +1502,13 @@ def llama(f):
     )
     network = f(config, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[3, 1, 4, 1, 5]])
+    hidden = network.hidden(ids)
+    yield (
+        "what hidden returns, and its shape",
+        (type(hidden).__name__, tuple(getattr(hidden, "shape", ()))),
+        ("Tensor", (1, 5, 64)),
+        "the states of all tokens after the last norm, (B, T, D)",
+    )
     logits = network(ids)
     yield ("logits for each position", tuple(logits.shape), (1, 5, 50), "(B, T, V)")
     yield (
@@ -1090,6 +1533,15 @@ def llama(f):
         "what writes into the stream starts at 0.02 / sqrt(2 n_layers)",
     )
     yield (
+        "the norms' weights, smallest and largest",
+        [
+            round(end(p.min().item() for p in network.parameters() if p.ndim == 1), 4)
+            for end in (min, max)
+        ],
+        [1.0, 1.0],
+        "norms start at 1",
+    )
+    yield (
         "the same generator gives weights that differ by",
         gap(
             f(config, generator=torch.Generator().manual_seed(0)).lm_head.weight,
@@ -1106,7 +1558,8 @@ def llama(f):
     )
     randomised(network)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1]])
-    mask, ids = mask.bool(), torch.arange(18).view(3, 6) * 7 % 50
+    mask, ids = mask.bool(), (torch.arange(18).view(3, 6) * 7 + 3) % 50
+    given = ids.clone(), mask.clone()
 
     def by_hand():
         cos, sin = model.rope_cos_sin(model.token_positions(mask), 16, 100.0)
@@ -1116,14 +1569,27 @@ def llama(f):
         x = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
         return (x * network.norm.weight) @ network.lm_head.weight.T
 
-    expected = by_hand().detach()
+    exact = by_hand()
+    expected = exact.detach()
     scale = expected.abs().max()
     yield (
         "how far it is from table, blocks, norm and matrix by hand, at real tokens",
-        gap(network(ids, mask)[mask] / scale, expected[mask] / scale),
+        gap(network(*given)[mask] / scale, expected[mask] / scale),
         NOTHING,
         "each block once and in order, the last norm, positions and bias from the "
         "mask, rope_theta and norm_eps from config",
+    )
+    yield (
+        "ids and mask stay as they were",
+        torch.stack(given),
+        torch.stack((ids, mask.long())),
+        "change no argument",
+    )
+    yield (
+        "weights that get a wrong gradient",
+        wrong_gradients(network, network(ids, mask)[mask], exact[mask]),
+        [],
+        "detach nothing, freeze nothing, compute nothing under no_grad",
     )
     yield (
         "how far no mask is from a mask of ones",
@@ -1143,7 +1609,7 @@ def llama(f):
             expected * mask[..., None] / scale,
         ),
         NOTHING,
-        "extend the cache once and pass it to every block",
+        "extend the cache once and pass it and the mask to every block",
     )
     yield (
         "how far hidden is from what the output matrix reads",
@@ -1164,6 +1630,14 @@ def llama(f):
         IndexError,
         "look at ids before the embedding does",
     )
+    for length, expected in ((17, ValueError), (16, "no error")):
+        many = ids[:1, :1].expand(1, length)
+        yield (
+            f"a text of {length} tokens",
+            error_of(lambda many=many: network(many)),
+            expected,
+            "max_seq_len is 16: refuse more",
+        )
 
 
 @check
@@ -1177,6 +1651,15 @@ def sample(f):
         "the cumulative sums are .1, .3, 1: the first that exceeds the number",
     )
     yield (
+        "numbers that a cumulative sum just reaches",
+        f(
+            torch.tensor([[0.25, 0.25, 0.125, 0.125, 0.25]]).expand(4, 5),
+            torch.tensor([0.25, 0.5, 0.625, 0.75]),
+        ),
+        torch.tensor([1, 2, 3, 4]),
+        "exceed, not reach",
+    )
+    yield (
         "each row by its own probabilities",
         f(torch.tensor([[0.1, 0.9], [0.9, 0.1]]), torch.tensor([0.5, 0.5])),
         torch.tensor([1, 0]),
@@ -1188,11 +1671,18 @@ def sample(f):
         "torch.int64",
         "a token id is an int64",
     )
+    given = torch.tensor([[1.0, 3.0], [12.0, 4.0]])
     yield (
         "probabilities need not sum to 1",
-        f(torch.tensor([[1.0, 3.0]]).expand(2, 2), torch.tensor([0.2, 0.3])),
-        torch.tensor([0, 1]),
-        "scale the number by the total",
+        torch.stack([f(given, torch.full((2,), u)) for u in (0.2, 0.3, 0.7, 0.8)]),
+        torch.tensor([[0, 0], [1, 0], [1, 0], [1, 1]]),
+        "scale the number by the total of its row",
+    )
+    yield (
+        "the probabilities stay as they were",
+        given,
+        torch.tensor([[1.0, 3.0], [12.0, 4.0]]),
+        "change no argument",
     )
     yield (
         "what has probability 0 is never drawn",
@@ -1244,10 +1734,13 @@ def top_p_filter(f):
     )
     yield ("1 keeps all", f(probs, 1.0), probs, "nothing is cut")
     yield (
-        "of equal tokens the lower ids stay",
-        f(torch.full((1, 4), 0.25), 0.5),
-        torch.tensor([[0.25, 0.25, 0.0, 0.0]]),
-        "sort stably, and cut by place in the order, not by probability",
+        "ids that stay of 4 equal ones at 0.5, and of 64 at 0.125",
+        [
+            f(torch.full((1, n), 1 / n), top_p)[0].nonzero()[:, 0].tolist()
+            for n, top_p in ((4, 0.5), (64, 0.125))
+        ],
+        [[0, 1], list(range(8))],
+        "the lower ids: sort stably, and cut by place in the order, not by value",
     )
     yield (
         "rows by themselves",
@@ -1269,7 +1762,7 @@ def tiny_cache(f):
         "start a layer with what comes, and return it",
     )
     cache.store(1, first + 50, first)
-    new = torch.full((2, 2, 1, 2), 99.0)
+    new = torch.arange(90.0, 98.0).view(2, 2, 1, 2)
     keys, values = cache.store(0, new, 2 * new)
     yield (
         "new keys follow the old ones, in their own layer",
@@ -1291,15 +1784,46 @@ def tiny_cache(f):
     )
     yield (
         "a third piece follows both",
-        cache.store(0, 3 * new, new)[0],
-        torch.cat((first, new, 3 * new), 2),
-        "keep what was joined",
+        torch.stack(tuple(cache.store(0, 3 * new, 4 * new))),
+        torch.stack(
+            (
+                torch.cat((first, new, 3 * new), 2),
+                torch.cat((-first, 2 * new, 4 * new), 2),
+            )
+        ),
+        "keep what was joined, keys and values",
     )
     yield (
         "another cache starts empty",
         f().store(0, new, new)[0],
         new,
         "what is kept belongs to one cache, so make it in __init__",
+    )
+    cache = f()
+    for layer in range(6):
+        cache.store(layer, new + layer, new - layer)
+    again = [cache.store(layer, new, new) for layer in range(6)]
+    yield (
+        "the first key and the first value of six layers",
+        [[x[0, 0, 0, 0].item() for x in both] for both in again],
+        [[90.0 + layer, 90.0 - layer] for layer in range(6)],
+        "a model may have any number of layers, each with keys and values of its own",
+    )
+    cache, many = f(), torch.arange(1200.0).view(1, 1, 600, 2)
+    for piece in many.split(200, 2):
+        keys, values = cache.store(3, piece, -piece)
+    yield (
+        "how far 600 tokens, stored 200 at a time, are from themselves",
+        (gap(keys, many), gap(values, -many)),
+        (NOTHING, NOTHING),
+        "forget nothing",
+    )
+    half = new.bfloat16()
+    yield (
+        "the dtype of what was stored",
+        [x.dtype for x in f().store(0, half, half)],
+        [torch.bfloat16] * 2,
+        "change no dtype",
     )
     layer = randomised(model.Attention(tiny_config(dim=8), 1))
     x, cache = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), f()
@@ -1324,16 +1848,24 @@ def tiny_cache(f):
 @check
 def kv_cache(f):
     """Check `KVCache(config, batch_size, capacity)`, the class."""
-    config = tiny_config(dim=2, n_layers=2, n_heads=1)
+    # three layers; four heads of size 6 share two heads of keys and values
+    config = tiny_config(dim=8, n_layers=3, n_heads=4, n_kv_heads=2, head_size=6)
     cache = f(config, 2, 5)
-    positions, mask = cache.extend(torch.tensor([[True] * 3, [False, True, True]]))
+    given = torch.tensor([[True] * 3, [False, True, True]])
+    positions, mask = cache.extend(given)
     yield (
         "positions count real tokens",
         positions,
         torch.tensor([[0, 1, 2], [0, 0, 1]]),
         "padding shifts nothing",
     )
-    first = torch.arange(12.0).view(2, 1, 3, 2)
+    yield (
+        "positions are of type",
+        positions.dtype,
+        torch.int64,
+        "whole numbers, as token_positions gives them",
+    )
+    first = torch.arange(72.0).view(2, 2, 3, 6)
     keys, values = cache.store(0, first, -first)
     yield (
         "the first tokens come back",
@@ -1341,7 +1873,14 @@ def kv_cache(f):
         torch.stack((first, -first)),
         "slots 0 .. length - 1",
     )
+    yield (
+        "their dtype",
+        [keys.dtype, values.dtype],
+        [torch.float32] * 2,
+        "float32 unless another is asked for",
+    )
     cache.store(1, first + 50, first)
+    cache.store(2, first + 70, first + 80)
     positions, mask = cache.extend(torch.tensor([[True], [False]]))
     yield (
         "the next token follows on in each row",
@@ -1355,7 +1894,13 @@ def kv_cache(f):
         torch.tensor([[True] * 4, [False, True, True, False]]),
         "keep every mask",
     )
-    new = torch.full((2, 1, 1, 2), 9.0)
+    yield (
+        "the mask that was given stays as it was",
+        given,
+        torch.tensor([[True] * 3, [False, True, True]]),
+        "change no argument",
+    )
+    new = torch.arange(24.0).view(2, 2, 1, 6)
     keys, values = cache.store(0, new, 2 * new)
     yield (
         "new keys follow the old ones, in their own layer",
@@ -1370,9 +1915,9 @@ def kv_cache(f):
         "write the values where the keys are written",
     )
     yield (
-        "the other layer is as it was",
-        cache.store(1, new, new)[0],
-        torch.cat((first + 50, new), 2),
+        "the other layers are as they were",
+        torch.stack((cache.store(1, new, new)[0], *cache.store(2, new, new))),
+        torch.stack([torch.cat((first + i, new), 2) for i in (50, 70, 80)]),
         "write into one layer only",
     )
     yield (
@@ -1387,21 +1932,48 @@ def kv_cache(f):
         ValueError,
         "capacity is 5",
     )
+    pair = f(config, 2, 4)
+    pieces = [
+        pair.extend(torch.tensor(rows).bool())
+        for rows in ([[0, 0], [1, 1]], [[1, 1], [0, 1]])
+    ]
+    yield (
+        "positions if one of two rows is all padding at first",
+        [positions.tolist() for positions, _ in pieces],
+        [[[0, 0], [0, 1]], [[0, 1], [1, 2]]],
+        "each row has a count of its own, and no position is below 0",
+    )
+    yield (
+        "and the mask",
+        pieces[1][1].int(),
+        torch.tensor([[0, 0, 1, 1], [1, 1, 0, 1]]),
+        "each row has a mask of its own",
+    )
+    pair = f(config, 2, 4)
+    refusal = error_of(lambda: pair.extend(torch.ones(1, 2, dtype=torch.bool)))
+    yield (
+        "a mask of one row for a cache of two is",
+        "taken" if refusal == "no error" else "refused",
+        "refused",
+        "each row of the cache needs a row of the mask",
+    )
     half = f(config, 1, 2, dtype=torch.float16)
     half.extend(torch.ones(1, 1, dtype=torch.bool))
-    new = torch.ones(1, 1, 1, 2, dtype=torch.float16)
+    new = torch.ones(1, 2, 1, 6, dtype=torch.float16)
     yield (
         "the dtype that was asked for",
-        str(half.store(0, new, new)[0].dtype),
-        "torch.float16",
-        "pass dtype on",
+        [x.dtype for x in half.store(0, new, new)],
+        [torch.float16] * 2,
+        "pass dtype on, for keys and for values",
     )
-    yield (
-        "keys that need gradients are refused",
-        error_of(lambda: half.store(1, new.requires_grad_(), new)),
-        RuntimeError,
-        "writing in place would break backward",
-    )
+    feeling = new.clone().requires_grad_()
+    for name, pieces in (("keys", (feeling, new)), ("values", (new, feeling))):
+        yield (
+            f"{name} that need gradients are refused",
+            error_of(lambda pieces=pieces: half.store(1, *pieces)),
+            RuntimeError,
+            "writing in place would break backward",
+        )
 
 
 @check
@@ -1410,9 +1982,10 @@ def pick(f):
     # probabilities .01, .09, .9, and in the second row .5, .3, .2
     logits = torch.log(torch.tensor([[1.0, 9.0, 90.0], [5.0, 3.0, 2.0]]))
     numbers = torch.tensor([0.05, 0.9])
+    given = logits.clone()
 
     def answer(*arguments):
-        token, logprob = f(logits, numbers, *arguments)
+        token, logprob = f(given, numbers, *arguments)
         return torch.stack((token.double(), logprob.double().exp()))
 
     def softened(temperature):
@@ -1426,12 +1999,18 @@ def pick(f):
         "temperature 0 takes the most probable token, and softmax(logits) its logprob",
     )
     yield (
+        "greedy with a top-p of 0.8",
+        answer(0, 0.8),
+        torch.tensor([[2.0, 0.0], [0.9, 0.5]]),
+        "top-p always keeps the most probable token, and changes no logprob",
+    )
+    yield (
         "temperature 1",
         answer(1.0, 1.0),
         torch.tensor([[1.0, 2.0], [0.09, 0.2]]),
         "0.05 falls between .01 and .1, 0.9 between .8 and 1",
     )
-    for temperature, tokens in ((2.0, (0, 2)), (0.5, (2, 2))):
+    for temperature, tokens in ((2.0, (0, 2)), (0.5, (2, 2)), (0.8, (1, 2))):
         probs = softened(temperature)
         yield (
             f"temperature {temperature}",
@@ -1443,10 +2022,21 @@ def pick(f):
         )
     yield (
         "top-p changes the draw, not the logprob",
-        answer(1.0, 0.8),
+        answer(1.0, 0.75),
         torch.tensor([[2.0, 1.0], [0.9, 0.3]]),
         "the logprob is that of the whole distribution",
     )
+    # temperature 2: .0741, .2224, .7034 and .4154, .3218, .2628; 0.5: .0001, .0099,
+    # .99 and .6579, .2368, .1053
+    for temperature, top_p, tokens in ((2.0, 0.8, (1, 2)), (0.5, 0.7, (2, 1))):
+        probs = softened(temperature)
+        yield (
+            f"temperature {temperature} and top-p {top_p}",
+            answer(temperature, top_p),
+            torch.stack((torch.tensor(tokens), probs[[0, 1], list(tokens)])),
+            "first the temperature, then top-p; the logprob before top-p",
+        )
+    yield ("the logits stay as they were", given, logits, "change no argument")
     half = f(logits.bfloat16(), numbers, 1.0, 1.0)[1]
     yield (
         "logprobs of bfloat16 logits are of type",
@@ -1454,6 +2044,32 @@ def pick(f):
         "torch.float32",
         "make float32 of the logits before the softmax",
     )
+
+
+def convinced(chances):
+    """Return a model that gives id i the chance chances[i], whatever it has read."""
+    network = tiny_llama()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.embed_tokens.weight.fill_(1.0)
+        network.norm.weight.fill_(1.0)  # so that all states are ones
+        for i, chance in chances.items():
+            network.lm_head.weight[i] = (math.log(chance) + 30) / 32
+    return network
+
+
+def _written(numbers, chances, temperature=1.0, end=None, kept=()):
+    """What `convinced` writes in a row of uniform numbers: ids, and their chances."""
+    hot = {i: chance ** (1 / temperature) for i, chance in chances.items()}
+    total, text = sum(hot.values()), []
+    drawn = {i: x for i, x in hot.items() if not kept or i in kept}
+    for number in numbers:
+        ends = list(itertools.accumulate(drawn.values()))
+        text.append(list(drawn)[bisect.bisect_right(ends, number * ends[-1])])
+        if text[-1] == end:
+            break
+    return text, [round(hot[i] / total, 3) for i in text]
 
 
 @check
@@ -1558,19 +2174,90 @@ def generate(f):
         last,
         "pass top_p on",
     )
-    network.train()
-    gentle = f(network, prompts, 2)
+    # beliefs that no text changes, so that uniform numbers alone decide
+    chances = {2: 0.1, 4: 0.2, 5: 0.3, 6: 0.4}
+    sure, prompts = convinced(chances), [[1], [1, 5], [1, 5, 6], [1]]
+    numbers = torch.rand(4, 9, generator=torch.Generator().manual_seed(4)).tolist()
+
+    def four(**others):
+        draw = torch.Generator().manual_seed(4)
+        rollout = f(sure, prompts, 9, generator=draw, **others)
+        return rollout, [
+            (answer(rollout, i), [round(x, 3) for x in scored.exp().tolist()])
+            for i in range(4)
+            for scored in [rollout.logprobs[i][rollout.response_mask[i]]]
+        ]
+
+    for claim, settings, by_hand in (
+        ("nothing else given", {}, {"end": 2}),
+        ("temperature 0.5", {"temperature": 0.5}, {"temperature": 0.5, "end": 2}),
+        ("temperature 2", {"temperature": 2.0}, {"temperature": 2.0, "end": 2}),
+        ("top-p 0.65", {"top_p": 0.65}, {"kept": (5, 6), "end": 2}),
+        ("end 4", {"eos_id": 4}, {"end": 4}),
+    ):
+        rollout, got = four(**settings)
+        expected = [_written(row, chances, **by_hand) for row in numbers]
+        at = next((i for i in range(4) if got[i] != expected[i]), 0)
+        yield (
+            f"four prompts, beliefs that stay, {claim}: ids and chances of text {at}",
+            got[at],
+            expected[at],
+            "row i, column t of torch.rand(rows, max_new_tokens) draws its token t; "
+            "temperature 1, top-p 1 and end 2 unless others are given",
+        )
+    rollout, _ = four(pad_id=9, eos_id=6)
+    longest = max(len(_written(row, chances, end=6)[0]) for row in numbers)
     yield (
-        "training mode comes back; log-probabilities need no gradient",
-        (network.training, gentle.logprobs.requires_grad),
-        (True, False),
-        "eval mode and no gradients inside only",
+        "columns: the longest prompt and the longest response",
+        tuple(rollout.ids.shape),
+        (4, 3 + longest),
+        "stop when all rows have ended",
     )
     yield (
-        "a prompt too long is refused",
-        error_of(lambda: f(network, prompts, 15)),
-        ValueError,
-        "max_seq_len is 16",
+        "what stands where nothing is real",
+        set(rollout.ids[~rollout.mask].tolist()),
+        {9},
+        "pad_id, before the prompt and after the end",
+    )
+    rollout, _ = four(eos_id=6)
+    yield (
+        "and unless another is given",
+        set(rollout.ids[~rollout.mask].tolist()),
+        {3},
+        "pad_id is 3",
+    )
+    yield (
+        "the prompts stay as they were",
+        prompts,
+        [[1], [1, 5], [1, 5, 6], [1]],
+        "change no argument",
+    )
+    modes = []
+    sure.embed_tokens.register_forward_hook(
+        lambda module, *_: modes.append(module.training)
+    )
+    for training in (True, False):
+        sure.train(training)
+        gentle = f(sure, prompts, 2)
+        yield (
+            f"mode inside, mode afterwards, gradients, from training = {training}",
+            (any(modes), sure.training, gentle.logprobs.requires_grad),
+            (False, training, False),
+            "eval mode and no gradients inside; the model's own mode comes back",
+        )
+    for length, expected in ((14, ValueError), (13, "no error")):
+        yield (
+            f"{length} more tokens after a prompt of 3",
+            error_of(lambda length=length: f(network, prompts, length)),
+            expected,
+            "max_seq_len is 16: refuse more",
+        )
+    broken = convinced({4: math.inf})
+    yield (
+        "logits that are not finite",
+        error_of(lambda: f(broken, prompts, 2)),
+        FloatingPointError,
+        "no token can be drawn from them: refuse",
     )
 
 
@@ -1622,6 +2309,18 @@ def token_logprobs(f):
         "1 - p at the token that came, -p at the others, 0 after the last token; "
         "detach nothing",
     )
+    yield (
+        "every id of six has a log-probability, symbols and padding too",
+        f(torch.zeros(1, 7, 6), torch.tensor([[0, 1, 2, 3, 4, 5, 0]])),
+        row(0.0, *[-math.log(6)] * 6),
+        "ignore no id; whoever calls has a mask",
+    )
+    yield (
+        "logits 0 and 300 far apart",
+        f(torch.tensor([[[0.0, 300.0], [0.0, 300.0], [0.0, 0.0]]]), ids[:1] % 2),
+        row(0.0, -300.0, 0.0),
+        "log_softmax, not the log of a softmax, which is 0 here; clamp nothing",
+    )
 
 
 @check
@@ -1658,8 +2357,8 @@ def lm_loss(f):
     slopes = gradient(lambda x: f(x, ids, mask), logits)
     yield (
         "only logits before a counted token feel the loss",
-        slopes.abs().amax(-1) > 0,
-        torch.tensor([[True, True, True, False], [True, False, False, False]]),
+        (slopes.abs().amax(-1) > 0).int(),
+        torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]),
         "select with the mask after the shift; detach nothing",
     )
     yield (
@@ -1669,10 +2368,27 @@ def lm_loss(f):
         "(p - 1) / 4 at the token that came, p / 4 at the other",
     )
     yield (
-        "a token in column 0 has no past",
-        error_of(lambda: f(logits, ids, torch.ones_like(mask))),
+        "chances .1, .2, .3 and .4 of ids 0 to 3, each of which comes once",
+        f(
+            torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(1, 5, 4),
+            torch.tensor([[0, 1, 2, 3, 0]]),
+            torch.tensor([[False, True, True, True, True]]),
+        ),
+        torch.tensor(-math.log(0.1 * 0.2 * 0.3 * 0.4) / 4),
+        "the mask alone says what counts, not the ids",
+    )
+    yield (
+        "ids and mask stay as they were",
+        torch.stack((ids, mask.long())),
+        torch.tensor([[[0, 0, 1, 1], [1, 0, 0, 0]], [[0, 1, 1, 1], [0, 1, 0, 0]]]),
+        "change no argument",
+    )
+    late = torch.tensor([[False, True, True, True], [True, True, False, False]])
+    yield (
+        "a token in column 0, of the second row alone, has no past",
+        error_of(lambda: f(logits, ids, late)),
         ValueError,
-        "refuse it",
+        "refuse it in any row",
     )
     yield (
         "a mask of floats is refused",
@@ -1728,74 +2444,117 @@ def _adam_by_hand(weight, gradients, lrs, betas):
 @check
 def stepper(f):
     """Check `Stepper(model, lr, schedule, betas, max_norm)`, the class."""
-    start = torch.tensor([[1.0, -1.0]])
+    start = torch.tensor([1.0, -1.0, 2.0])
 
-    def fresh(**settings):
-        network = torch.nn.Linear(2, 1, bias=False)
+    def fresh(lr=0.1, **settings):
+        network = torch.nn.Linear(2, 1)  # two parameters: two weights and a bias
         with torch.no_grad():
-            network.weight.copy_(start)
-        return network, f(network, 0.1, **settings)
+            network.weight.copy_(start[:2])
+            network.bias.copy_(start[2:])
+        return network, f(network, lr, **settings)
+
+    def now(network):
+        return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+    def loss(network, *slopes):
+        """A loss with these slopes."""
+        here = torch.cat([p.flatten() for p in network.parameters()])
+        return (here * torch.tensor(slopes)).sum()
+
+    def stopped(step):
+        """What the error says of step and batch, if the right one comes."""
+        try:
+            step()
+        except FloatingPointError as error:
+            return str(error)
+        return "no error"
 
     network, descent = fresh(schedule=lambda step: (0.5, 1.0)[step], max_norm=1.0)
-    norm = descent.step((network.weight * torch.tensor([[3.0, -4.0]])).sum(), [0])
-    yield ("the norm before clipping", norm.detach(), torch.tensor(5.0), "sqrt(9 + 16)")
+    norm = descent.step(loss(network, 3.0, -4.0, 12.0), [0])
+    yield (
+        "the norm before clipping",
+        torch.as_tensor(norm).detach(),
+        torch.tensor(13.0),
+        "sqrt(9 + 16 + 144), over all parameters; step returns it",
+    )
     yield (
         "Adam's first step is lr in each direction",
-        network.weight,
-        torch.tensor([[0.95, -0.95]]),
+        now(network),
+        torch.tensor([0.95, -0.95, 1.95]),
         "lr times the schedule's share, 0.1 * 0.5, against the gradient's sign",
     )
-    try:
-        descent.step(network.weight.sum() * math.nan, [7, 8])
-        message = "no error"
-    except FloatingPointError as error:
-        message = "step 1" in str(error) and "[7, 8]" in str(error)
+    # a loss that is not finite though its gradient is
+    said = stopped(
+        lambda: descent.step(loss(network, 1.0, 1.0, 1.0) + math.nan, [7, 8])
+    )
     yield (
         "a loss that is not finite stops the run and names step and batch",
-        message,
-        True,
-        "require_finite",
+        ("step 1" in said, "[7, 8]" in said),
+        (True, True),
+        "raise a FloatingPointError that names the step, counted from 0, and the ids "
+        "of the batch",
     )
     yield (
         "the last good weights are back",
-        network.weight,
-        torch.tensor([[1.0, -1.0]]),
-        "those of the last finite loss",
+        now(network),
+        start,
+        "those of the last finite loss, all parameters",
     )
 
     network, descent = fresh(
-        schedule=lambda step: 1 / (step + 1), betas=(0.5, 0.75), max_norm=2.0
+        0.2, schedule=lambda step: 1 / (step + 1), betas=(0.5, 0.75), max_norm=2.0
     )
-    slopes = [torch.tensor([[x, y]]) for x, y in ((3.0, -4.0), (0.3, 0.4), (1.0, 0.0))]
+    slopes = ((3.0, -4.0, 12.0), (0.3, 0.4, 0.0), (1.0, 0.0, -1.0))
     places = []
     for slope in slopes:
-        descent.step((network.weight * slope).sum(), [0])
-        places.append(network.weight.detach().clone())
-    # the first gradient has a norm of 5 and is shortened to 2
+        descent.step(loss(network, *slope), [0])
+        places.append(now(network))
+    # the first gradient has a norm of 13 and is shortened to 2
+    gradients = [torch.tensor(slope) for slope in slopes]
     by_hand = _adam_by_hand(
-        start, [0.4 * slopes[0], *slopes[1:]], (0.1, 0.05, 0.1 / 3), (0.5, 0.75)
+        start,
+        [2 / 13 * gradients[0], *gradients[1:]],
+        (0.2, 0.1, 0.2 / 3),
+        (0.5, 0.75),
     )
     yield (
         "three steps by hand",
-        torch.cat(places),
-        torch.cat(by_hand),
-        "clip (3, -4) to (1.2, -1.6); forget each gradient after its step; use the "
-        "betas, no decay, and the schedule's share of 0.1",
+        torch.stack(places),
+        torch.stack(by_hand),
+        "clip all gradients together, to a norm of 2; forget each after its step; use "
+        "the betas, no decay, and the schedule's share of lr",
     )
     # the square root has an infinite slope at 0
-    steep = (network.weight - network.weight.detach()).sqrt().sum()
-    error = error_of(lambda: descent.step(steep, [0]))
+    steep = sum((p - p.detach()).sqrt().sum() for p in network.parameters())
     yield (
         "a finite loss with an infinite gradient stops the run",
-        isinstance(error, type) and issubclass(error, FloatingPointError),
+        "step 3" in stopped(lambda: descent.step(steep, [0])),
         True,
-        "look at the gradient's norm too",
+        "look at the gradient's norm too, before the step; good steps count",
     )
     yield (
         "the last good weights are those before the latest good step",
-        network.weight,
+        now(network),
         places[1],
         "renew last_good at each step with a finite loss and gradient",
+    )
+    network, descent = fresh(schedule=lambda step: 1.0)
+    gradients = [gradients[0] / 13, gradients[1], gradients[2] / math.sqrt(2)]
+    for slope in slopes:
+        descent.step(loss(network, *slope), [0])
+    yield (
+        "three steps with betas and max_norm left out",
+        now(network),
+        _adam_by_hand(start, gradients, (0.1,) * 3, (0.9, 0.95))[-1],
+        "betas 0.9 and 0.95, max_norm 1",
+    )
+    network, descent = fresh(schedule=lambda step: math.inf)
+    stop = stopped(lambda: descent.step(loss(network, 1.0, 1.0, 1.0), [5]))
+    yield (
+        "a step that breaks the weights is refused and taken back",
+        ("step 0" in stop, now(network).tolist()),
+        (True, start.tolist()),
+        "look at the weights after the step as well",
     )
 
 
@@ -1839,17 +2598,28 @@ def dialogue_example(f):
         2,
         "else the model never learns to stop",
     )
+    typed = f(tiny, TYPED, TYPED, True)
+    yield (
+        "a prompt and a response that spell symbols, with spaces at both ends",
+        [
+            tiny.decode(typed.ids),
+            typed.ids.count(5),
+            len(typed.ids[typed.loss_start :]),
+        ],
+        [f" {TYPED} {TYPED}", 1, 2 + len(tiny.encode(" " + TYPED)) - 1],
+        "both texts as they are, neither able to type a symbol",
+    )
 
 
 @check
 def pad_examples(f):
     """Check `pad_examples(examples)`."""
-    given = [Example([7, 8, 9, 2], 2), Example([7, 2], 1), Example([6, 7, 2], 2)]
+    given = [Example([7, 8, 9, 2], 2), Example([7, 2], 1), Example([6, 3, 2], 2)]
     ids, mask, loss_mask = f(given)
     yield (
         "ids, padded on the right with 3",
         ids,
-        torch.tensor([[7, 8, 9, 2], [7, 2, 3, 3], [6, 7, 2, 3]]),
+        torch.tensor([[7, 8, 9, 2], [7, 2, 3, 3], [6, 3, 2, 3]]),
         "PAD_ID is 3",
     )
     yield (
@@ -1858,7 +2628,7 @@ def pad_examples(f):
         torch.tensor(
             [[True] * 4, [True, True, False, False], [True, True, True, False]]
         ),
-        "True = real token",
+        "True = real token, by the length of its text, whatever its id",
     )
     yield (
         "what counts: from loss_start on, no padding",
@@ -1881,6 +2651,12 @@ def pad_examples(f):
     yield (
         "the examples stay as they were",
         [example.ids for example in given],
-        [[7, 8, 9, 2], [7, 2], [6, 7, 2]],
+        [[7, 8, 9, 2], [7, 2], [6, 3, 2]],
         "pad copies",
+    )
+    yield (
+        "shapes for one text of two ids, and for one of 600",
+        [tuple(f([Example([7] * n, 1)])[2].shape) for n in (2, 600)],
+        [(1, 2), (1, 600)],
+        "as wide as the longest text, no wider",
     )

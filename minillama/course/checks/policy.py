@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from minillama.course.checks.case import check, error_of, gradient, row, tiny_llama
+from minillama.data import PairExample
 from minillama.exact import Responses
 from minillama.ppo import Experience, PPOSettings
 from minillama.reward_model import RewardModel, ValueModel
+from minillama.world import CLOSERS, FILLERS, OPENERS, RISKY, RUDE, TASKS, Prompt
 
 # ------------------------------------------------------------------ 14 policy gradient
 
@@ -1086,4 +1088,887 @@ def best_of_n_mean(f):
         error_of(lambda: f(scores, gold, 5)),
         ValueError,
         "without repetition",
+    )
+
+
+# ---------------------------------------------------------------------------- 21 direct
+
+
+# Log-ratios of the chosen answers 1 and -1, of the rejected ones -2 and 0: gaps 3 and
+# -1.
+_FOUR = (
+    torch.tensor([-2.0, -5.0]),
+    torch.tensor([-6.0, -3.0]),
+    torch.tensor([-3.0, -4.0]),
+    torch.tensor([-4.0, -3.0]),
+)
+
+
+def _slope(f, argument, *rest):
+    """The gradient of f on `_FOUR` in one of its four arguments, (2,)."""
+
+    def of_one(x):
+        return f(*(x if i == argument else y for i, y in enumerate(_FOUR)), *rest)
+
+    return gradient(of_one, _FOUR[argument])
+
+
+@check
+def implicit_reward(f):
+    """Check `implicit_reward(logprobs, ref_logprobs, beta)`."""
+    logprobs, ref = torch.tensor([-2.0, -5.0]), torch.tensor([-3.0, -4.5])
+    yield (
+        "beta nats of log-ratio, one an answer",
+        f(logprobs, ref, 0.5),
+        torch.tensor([0.5, -0.25]),  # 0.5 * 1, 0.5 * -0.5
+        "beta * (log pi - log pi_ref)",
+    )
+    yield (
+        "a higher price, a higher reward",
+        f(logprobs, ref, 3.0),
+        torch.tensor([3.0, -1.5]),
+        "multiply by beta",
+    )
+    yield (
+        "the gradient in logprobs is beta",
+        gradient(lambda x: f(x, ref, 3.0), logprobs),
+        torch.tensor([3.0, 3.0]),
+        "do not detach the policy",
+    )
+    yield (
+        "the reference is a constant",
+        gradient(lambda x: f(logprobs, x, 3.0), ref),
+        torch.zeros(2),
+        "detach it",
+    )
+    yield (
+        "different shapes are refused",
+        error_of(lambda: f(logprobs, ref[:, None], 1.0)),
+        ValueError,
+        "(B, 1) would broadcast to (B, B)",
+    )
+
+
+@check
+def dpo_loss(f):
+    """Check `dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, reduction)`."""
+    yield (
+        "gaps of 3 and -1 nats at beta = 0.5",
+        f(*_FOUR, 0.5, "none"),
+        torch.tensor([0.2014, 0.9741]),  # ln(1 + exp(-1.5)), ln(1 + exp(0.5))
+        "-logsigmoid(beta * (log-ratio of chosen - log-ratio of rejected))",
+    )
+    yield (
+        "the mean is the default",
+        f(*_FOUR, 0.5),
+        torch.tensor(0.58776),
+        "average over the pairs",
+    )
+    yield (
+        "the sum, at another beta",
+        f(*_FOUR, 2.0, "sum"),
+        torch.tensor(2.1294),  # 0.0025 + 2.1269
+        "beta multiplies the gap, not the loss",
+    )
+    yield (
+        "a policy equal to the reference has ln 2",
+        f(_FOUR[2], _FOUR[3], _FOUR[2], _FOUR[3], 0.5),
+        torch.tensor(math.log(2)),
+        "subtract each side's own reference",
+    )
+    yield (
+        "the slope is beta times the chance of the wrong order",
+        torch.stack([_slope(f, i, 0.5, "sum") for i in (0, 1)]),
+        # 0.5 * sigmoid(-1.5), 0.5 * sigmoid(0.5)
+        torch.tensor([[-0.0912, -0.3112], [0.0912, 0.3112]]),
+        "chosen is pushed up, rejected down, and most where the policy is wrong",
+    )
+    yield (
+        "the reference is a constant",
+        torch.stack([_slope(f, i, 0.5) for i in (2, 3)]),
+        torch.zeros(2, 2),
+        "detach it",
+    )
+    far = (torch.tensor([-900.0]), torch.tensor([-1.0]), *[torch.zeros(1)] * 2)
+    yield (
+        "a gap of -899 nats is no infinity",
+        f(*far, 1.0),
+        torch.tensor(899.0),
+        "use logsigmoid: the log of sigmoid(-899) is log 0",
+    )
+
+
+@check
+def ipo_loss(f):
+    """Check `ipo_loss(chosen, rejected, ref_chosen, ref_rejected, tau, reduction)`."""
+    yield (
+        "gaps of 3 and -1, target 2 at tau = 0.25",
+        f(*_FOUR, 0.25, "none"),
+        torch.tensor([1.0, 9.0]),
+        "(gap - 1 / (2 tau))^2",
+    )
+    yield ("the mean is the default", f(*_FOUR, 0.25), torch.tensor(5.0), "average")
+    yield (
+        "the sum, at tau = 0.1: target 5",
+        f(*_FOUR, 0.1, "sum"),
+        torch.tensor(40.0),  # 4 + 36
+        "tau sets the target, it does not multiply the gap",
+    )
+    yield (
+        "beyond the target a chosen answer is pulled back",
+        torch.stack([_slope(f, i, 0.25, "sum") for i in (0, 1)]),
+        torch.tensor([[2.0, -6.0], [-2.0, 6.0]]),  # 2 (gap - 2)
+        "a square, no hinge",
+    )
+    yield (
+        "the reference is a constant",
+        torch.stack([_slope(f, i, 0.25) for i in (2, 3)]),
+        torch.zeros(2, 2),
+        "detach it",
+    )
+
+
+@check
+def kto_loss(f):
+    """Check `kto_loss(logprobs, ref_logprobs, desirable, reference_kl, beta, …)`."""
+    logprobs, ref = torch.tensor([-2.0, -6.0]), torch.tensor([-3.0, -4.0])
+    good, point = torch.tensor([True, False]), torch.tensor(0.5)
+    # log-ratios 1 and -2; from the reference point 0.5 and -2.5
+    yield (
+        "one good, one bad answer",
+        f(logprobs, ref, good, point, 2.0, reduction="none"),
+        torch.tensor([0.2689, 0.0067]),  # sigmoid(-1), sigmoid(-5)
+        "a good answer wants to be above the reference point, a bad one below",
+    )
+    yield (
+        "each kind has its weight; the mean is the default",
+        f(logprobs, ref, good, point, 0.1, 2.0, 3.0),
+        # (2 * sigmoid(-0.05) + 3 * sigmoid(-0.25)) / 2
+        torch.tensor(1.14424),
+        "desirable_weight on good ones, undesirable_weight on bad ones",
+    )
+    yield (
+        "the sum",
+        f(logprobs, ref, good, point, 2.0, reduction="sum"),
+        torch.tensor(0.27563),
+        "reduction",
+    )
+    yield (
+        "good goes up, bad goes down",
+        gradient(lambda x: f(x, ref, good, point, 2.0, 1.0, 5.0, "sum"), logprobs),
+        # -2 * 0.2689 * 0.7311, 5 * 2 * 0.0067 * 0.9933
+        torch.tensor([-0.3932, 0.0665]),
+        "beta * weight * sigmoid * (1 - sigmoid), no logarithm",
+    )
+    yield (
+        "reference and reference point are constants",
+        [
+            gradient(lambda x: f(logprobs, x, good, point, 2.0), ref).tolist(),
+            gradient(lambda x: f(logprobs, ref, good, x, 2.0), point).item(),
+        ],
+        [[0.0, 0.0], 0.0],
+        "detach both",
+    )
+
+
+@check
+def mismatched_kl(f):
+    """Check `mismatched_kl(logprobs, ref_logprobs)`."""
+    logprobs, ref = torch.tensor([-2.0, -3.0, -9.0]), torch.tensor([-4.0, -3.0, -8.0])
+    yield (
+        "the mean log-ratio",
+        f(logprobs, ref),
+        torch.tensor(1 / 3),  # (2 + 0 - 1) / 3
+        "policy less reference",
+    )
+    yield (
+        "but never below 0",
+        f(ref, logprobs),
+        torch.tensor(0.0),
+        "a KL is not negative; cut the mean off, not its terms",
+    )
+    yield (
+        "no gradient flows",
+        gradient(lambda x: f(x, ref), logprobs),
+        torch.zeros(3),
+        "the reference point is a constant: detach",
+    )
+
+
+def _reads(model):
+    """A list that gets the number of rows at each forward of a model."""
+    rows = []
+    model.embed_tokens.register_forward_hook(
+        lambda module, arguments, output: rows.append(len(arguments[0]))
+    )
+    return rows
+
+
+def _nats(model, ids, start):
+    """log p(ids from start on), token by token."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0]  # (T, V)
+    each = logits.log_softmax(1)
+    return sum(each[t - 1, ids[t]].item() for t in range(start, len(ids)))
+
+
+@check
+def pair_logprobs(f):
+    """Check `pair_logprobs(policy, ref_policy, pairs)`."""
+    policy, ref = tiny_llama(), tiny_llama(n_heads=4)
+    long, short, other = [1, 3, 4, 5, 2], [1, 3, 6, 2], [1, 7, 8, 9, 10, 2]
+    pairs = [
+        PairExample(long, short, 0.0, True, True, 2),
+        PairExample(other, [1, 7, 8, 2], 0.0, True, True, 3),
+        PairExample([1, 3, 7, 2], short, 0.0, True, True, 2),
+    ]
+    wanted = torch.tensor(
+        [
+            [_nats(model, side(x), x.response_start) for x in pairs]
+            for model in (policy, ref)
+            for side in (lambda x: x.chosen, lambda x: x.rejected)
+        ]
+    )  # (4, 3)
+    read = _reads(policy), _reads(ref)
+    four = f(policy, ref, pairs)
+    yield (
+        "chosen and rejected of the policy, then of the reference",
+        torch.stack(four),
+        wanted,
+        "sums over the answer's tokens, EOS included, the prompt and padding left out",
+    )
+    yield (
+        "each model reads both sides in one forward, each text once",
+        read,
+        ([5], [5]),
+        "concatenate chosen and rejected; the six sides are five texts",
+    )
+    yield (
+        "the policy has a gradient, the reference none",
+        [x.requires_grad for x in four],
+        [True, True, False, False],
+        "torch.no_grad around the reference's forward",
+    )
+
+
+# ------------------------------------------------------------------------ 23 off policy
+
+
+def _two_laws():
+    """Two answers, of two tokens and of one: new and old logprobs, response_mask.
+
+    The ratios are 2 and 3, and 1/2; the prompt token and the padding differ, too.
+    """
+    logprobs = torch.tensor([[-9.0, -1.0, -2.0], [-9.0, -1.0, -4.0]])
+    logratio = torch.tensor([[5.0, 2.0, 3.0], [5.0, 0.5, 7.0]]).log()
+    mask = torch.tensor([[False, True, True], [False, True, False]])
+    return logprobs, logprobs - logratio, mask
+
+
+@check
+def importance_weights(f):
+    """Check `importance_weights(logprobs, sampler_logprobs, response_mask, …)`."""
+    new, old, mask = _two_laws()
+    yield (
+        "answers: 2 * 3 and 1/2, the same at each of their tokens",
+        f(new, old, mask),
+        torch.tensor([[0.0, 6.0, 6.0], [0.0, 0.5, 0.0]]),
+        "the trainer over the sampler; the product over response tokens alone",
+    )
+    yield (
+        "tokens: each its own ratio",
+        f(new, old, mask, level="token"),
+        torch.tensor([[0.0, 2.0, 3.0], [0.0, 0.5, 0.0]]),
+        "exp(logprobs - sampler_logprobs), 0 off the response",
+    )
+    yield (
+        "the cap is on the answer, not on its tokens",
+        f(new, old, mask, cap=2.5),
+        torch.tensor([[0.0, 2.5, 2.5], [0.0, 0.5, 0.0]]),
+        "first the product, then min(w, cap): capped tokens would give 2 * 2.5",
+    )
+    yield (
+        "the cap on tokens",
+        f(new, old, mask, level="token", cap=2.5),
+        torch.tensor([[0.0, 2.0, 2.5], [0.0, 0.5, 0.0]]),
+        "min(w, cap); weights below 1 stay",
+    )
+    yield (
+        "drop: what is above the cap counts 0",
+        torch.stack(
+            [
+                f(new, old, mask, level="token", cap=2.5, above="drop"),
+                f(new, old, mask, cap=2.5, above="drop"),
+            ]
+        ),
+        torch.tensor(
+            [
+                [[0.0, 2.0, 0.0], [0.0, 0.5, 0.0]],
+                [[0.0, 0.0, 0.0], [0.0, 0.5, 0.0]],
+            ]
+        ),
+        "with level answer the whole answer is dropped",
+    )
+    yield (
+        "weights are constants",
+        torch.cat(
+            (
+                gradient(lambda x: f(x, old, mask), new),
+                gradient(lambda x: f(new, x, mask), old),
+            )
+        ),
+        torch.zeros(4, 3),
+        "detach them: the slope comes from the log-probability they multiply",
+    )
+    yield (
+        "off the response there may be NaN",
+        f(torch.where(mask, new, math.nan), old, mask),
+        torch.tensor([[0.0, 6.0, 6.0], [0.0, 0.5, 0.0]]),
+        "0 * NaN is NaN; use torch.where before the sum and after the exp",
+    )
+    yield (
+        "a token that the sampler cannot draw is refused",
+        error_of(lambda: f(new, torch.where(mask, -math.inf, old), mask)),
+        ValueError,
+        "no weight can stand for it",
+    )
+
+
+@check
+def effective_sample_size(f):
+    """Check `effective_sample_size(weights)`."""
+    yield (
+        "equal weights: all of them",
+        f(torch.full((8,), 0.25)),
+        torch.tensor(8.0),
+        "(sum of w)^2 / sum of w^2",
+    )
+    yield (
+        "one weight alone",
+        f(torch.tensor([0.0, 3.0, 0.0])),
+        torch.tensor(1.0),
+        "weights of 0 count nothing",
+    )
+    yield (
+        "1, 2, 3: 36 / 14",
+        f(torch.tensor([1.0, 2.0, 3.0])),
+        torch.tensor(36 / 14),
+        "square the sum, not the weights, in the numerator",
+    )
+    yield (
+        "the unit does not matter",
+        f(torch.tensor([100.0, 200.0, 300.0])),
+        torch.tensor(36 / 14),
+        "weights need not have a mean of 1",
+    )
+    yield (
+        "all 0 is refused",
+        error_of(lambda: f(torch.zeros(3))),
+        ValueError,
+        "0 / 0",
+    )
+
+
+@check
+def sampling_logprobs(f):
+    """Check `sampling_logprobs(logits, temperature, top_p)`."""
+    probs = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
+    logits = probs.log() + 4  # a constant that softmax takes off
+    yield (
+        "nothing cut: the softmax",
+        f(logits).exp(),
+        probs,
+        "log-probabilities, not probabilities",
+    )
+    yield (
+        "top-p 0.6 keeps 0.5 and 0.3, shared out anew",
+        f(logits, top_p=0.6).exp(),
+        torch.tensor([[0.625, 0.375, 0.0], [0.0, 0.0, 1.0]]),
+        "divide by what was kept: the law must sum to 1, each row for itself",
+    )
+    yield (
+        "temperature 1/2 squares the chances",
+        f(logits, temperature=0.5).exp(),
+        torch.tensor([[25.0, 9.0, 4.0], [4.0, 4.0, 36.0]])
+        / torch.tensor([[38.0], [44.0]]),
+        "logits / temperature, before the softmax",
+    )
+    yield (
+        "first the temperature, then the cut",
+        f(logits[:1], temperature=0.5, top_p=0.6).exp(),
+        torch.tensor([[1.0, 0.0, 0.0]]),  # 25 / 38 = 0.66 is enough
+        "top-p looks at the chances at that temperature",
+    )
+    yield (
+        "the law of a sampler is a constant",
+        gradient(f, logits),
+        torch.zeros(2, 3),
+        "detach it",
+    )
+
+
+@check
+def squared_error(f):
+    """Check `squared_error(gradients, chances, truth, n)`."""
+    g = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    half, truth = torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1.0])
+    yield (
+        "one answer: squared bias 0.25, variance 1.25",
+        f(g, half, truth, 1),
+        torch.tensor(1.5),
+        "the mean is (1, 0.5); each of both is 1.118 away from it",
+    )
+    yield (
+        "five answers: the variance alone is divided",
+        f(g, half, truth, 5),
+        torch.tensor(0.5),
+        "more answers do not lower a bias",
+    )
+    yield (
+        "weighed by the chances",
+        f(torch.tensor([[0.0], [4.0]]), torch.tensor([0.75, 0.25]), truth[:1], 3),
+        torch.tensor(1.0),  # no bias; variance 3
+        "chances are those of the sampler, whatever the truth is of",
+    )
+    yield (
+        "gradients that agree have a bias alone",
+        f(torch.full((2, 2), 3.0), half, truth, 4),
+        torch.tensor(8.0),
+        "the squared length of (2, 2)",
+    )
+    yield (
+        "no answers, no mean",
+        error_of(lambda: f(g, half, truth, 0)),
+        ValueError,
+        "n is at least 1",
+    )
+
+
+# ------------------------------------------------------------------------------ 22 grpo
+
+
+@check
+def group_advantages(f):
+    """Check `group_advantages(scores, group_size, baseline, scale)`."""
+    six = torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0])
+    yield (
+        "two groups of three, without the standard deviation",
+        f(six, 3, scale="none"),
+        torch.tensor([-2.0, -1.0, 3.0, -1.0, -1.0, 2.0]),  # the means are 3 and 1
+        "groups are consecutive; subtract each group's own mean",
+    )
+    yield (
+        "the mean of the others",
+        f(six, 3, "others", "none"),
+        torch.tensor([-3.0, -1.5, 4.5, -1.5, -1.5, 3.0]),
+        "leave the answer itself out of its baseline",
+    )
+    yield (
+        "three groups of two",
+        f(six, 2, scale="none"),
+        torch.tensor([-0.5, 0.5, 3.0, -3.0, -1.5, 1.5]),
+        "group_size says how many consecutive scores belong together",
+    )
+    # variances (4 + 1 + 9) / 2 = 7 and (1 + 1 + 4) / 2 = 3
+    roots = torch.tensor([7.0, 7.0, 7.0, 3.0, 3.0, 3.0]).sqrt()
+    apart = torch.tensor([-2.0, -1.0, 3.0, -1.0, -1.0, 2.0])
+    yield (
+        "each group is divided by its own standard deviation",
+        f(six, 3),
+        apart / (roots + 1e-4),
+        "the unbiased one, divisor G - 1, of each group and not of the batch",
+    )
+    yield (
+        "the mean of the others, and the standard deviation of all",
+        f(six, 3, "others"),
+        1.5 * apart / (roots + 1e-4),
+        "scale is the same for both baselines",
+    )
+    yield (
+        "a group of equal scores gets zeros",
+        f(torch.tensor([0.1, 0.1, 0.1, 0.0, 0.1, 0.2]), 3)[:3],
+        torch.zeros(3),
+        "add a small number to the standard deviation before you divide",
+    )
+    yield (
+        "scores are constants",
+        f(six.clone().requires_grad_(), 3).requires_grad,
+        False,
+        "detach them",
+    )
+    yield (
+        "the dtype is that of the scores",
+        (f(six.double(), 3).dtype, f(six, 3).dtype),
+        (torch.float64, torch.float32),
+        "compute in float64, return scores.dtype",
+    )
+    yield (
+        "half a group is refused",
+        error_of(lambda: f(six, 4)),
+        ValueError,
+        "the number of scores must be a multiple of group_size",
+    )
+
+
+@check
+def token_weights(f):
+    """Check `token_weights(response_mask, average, length)`."""
+    mask = torch.tensor([[False, True, True, True], [False, True, False, False]])
+    yield (
+        "each answer counts alike",
+        f(mask),
+        torch.tensor([[1 / 6], [1 / 2]]),
+        "two answers, of three response tokens and of one: 1 / (2 * tokens)",
+    )
+    yield (
+        "each token counts alike",
+        f(mask, "batch"),
+        torch.tensor([[1 / 4], [1 / 4]]),
+        "four response tokens in all",
+    )
+    yield (
+        "a constant length",
+        f(mask, "constant", 5),
+        torch.tensor([[1 / 10], [1 / 10]]),
+        "1 / (answers * length), whatever the answers' lengths are",
+    )
+    yield (
+        "a constant average needs a length",
+        error_of(lambda: f(mask, "constant")),
+        ValueError,
+        "there is no length to divide by",
+    )
+    yield (
+        "an answer without a token is refused",
+        error_of(lambda: f(mask & torch.tensor([[True], [False]]))),
+        ValueError,
+        "1 / 0 is no weight",
+    )
+
+
+@check
+def grpo_loss(f):
+    """Check `grpo_loss(logprobs, old_logprobs, advantages, response_mask, …)`."""
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    A, zeros = torch.tensor([1.0, -2.0]), torch.zeros(2, 3)
+    # ratios 1.5, 1, 0.5 of a good answer; 0.5 of a bad one, and padding
+    logprobs = torch.tensor([[1.5, 1.0, 0.5], [0.5, 9.0, 9.0]]).log()
+    yield (
+        "at ratio 1 advantages that sum to 0 give a loss of 0",
+        f(zeros, zeros, torch.tensor([-1.0, 1.0]), mask),
+        torch.tensor(0.0),
+        "each answer counts alike: first the mean over its own tokens",
+    )
+    yield (
+        "and a gradient of -A / (answers * tokens)",
+        gradient(lambda x: f(x, zeros, torch.tensor([-1.0, 1.0]), mask), zeros),
+        torch.tensor([[1 / 6, 1 / 6, 1 / 6], [-1 / 2, 0.0, 0.0]]),
+        "two answers, of three tokens and of one",
+    )
+    yield (
+        "clipped, each answer alike",
+        f(logprobs, zeros, A, mask),
+        torch.tensor(0.35),  # -((1.2 + 1 + 0.5) / 3 - 2 * 0.8) / 2
+        "minus the smaller of ratio * A and clip(ratio) * A",
+    )
+    yield (
+        "each token alike",
+        f(logprobs, zeros, A, mask, average="batch"),
+        torch.tensor(-0.275),  # -(2.7 - 1.6) / 4
+        "a mean over the four response tokens of the batch",
+    )
+    yield (
+        "a constant length",
+        f(logprobs, zeros, A, mask, average="constant", length=10),
+        torch.tensor(-0.055),  # -(2.7 - 1.6) / 20
+        "a sum over tokens, divided by 2 answers and by 10",
+    )
+    yield (
+        "one ratio for the whole answer",
+        f(logprobs, zeros, A, mask, 0.3, "sequence"),
+        torch.tensor(0.2457),  # -(0.9086 - 2 * 0.7) / 2
+        "exp of the mean logratio: the geometric mean of 1.5, 1 and 0.5 is 0.9086",
+    )
+    yield (
+        "the width of the clip",
+        f(logprobs, zeros, A, mask, 0.6),
+        torch.tensor(0.0),  # -((1.5 + 1 + 0.5) / 3 - 2 * 0.5) / 2
+        "use clip_eps",
+    )
+    broken = torch.where(mask, logprobs, math.nan)
+    yield (
+        "padding may be NaN",
+        f(broken, zeros, A, mask),
+        torch.tensor(0.35),
+        "0 * NaN is NaN; set the logratio to 0 there",
+    )
+    yield (
+        "old_logprobs are constants",
+        gradient(lambda x: f(zeros, x, A, mask) + 0 * x.sum(), zeros),
+        zeros,
+        "detach them",
+    )
+
+
+@check
+def kl_loss(f):
+    """Check `kl_loss(logprobs, ref_logprobs, response_mask, average, length)`."""
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    zeros = torch.zeros(2, 3)
+    logprobs = torch.tensor([[2.0, 1.0, 0.5], [4.0, 9.0, 9.0]]).log()
+    # k3 of 2, 1, 0.5, 4: 0.1931, 0, 0.3069, 0.6363
+    yield (
+        "k3, each answer alike",
+        f(logprobs, zeros, mask),
+        torch.tensor(0.4015),  # (0.1931 + 0 + 0.3069) / 6 + 0.6363 / 2
+        "1 / ratio - 1 + log(ratio), and the mean over answers of their means",
+    )
+    yield (
+        "each token alike",
+        f(logprobs, zeros, mask, "batch"),
+        torch.tensor(0.28407),  # 1.1363 / 4
+        "a mean over the four response tokens",
+    )
+    yield (
+        "a constant length",
+        f(logprobs, zeros, mask, "constant", 10),
+        torch.tensor(0.056815),  # 1.1363 / 20
+        "a sum over tokens, divided by 2 answers and by 10",
+    )
+    yield (
+        "the gradient is (1 - 1 / ratio) * weight",
+        gradient(lambda x: f(x, zeros, mask, "batch"), logprobs),
+        torch.tensor([[1 / 8, 0.0, -1 / 4], [3 / 16, 0.0, 0.0]]),
+        "a likelier token than the reference's is pushed down, a rarer one up",
+    )
+    yield (
+        "the reference is a constant",
+        gradient(lambda x: f(logprobs, x, mask) + 0 * x.sum(), zeros),
+        zeros,
+        "detach it",
+    )
+    broken = torch.where(mask, logprobs, math.nan)
+    yield (
+        "padding may be NaN",
+        f(broken, zeros, mask, "batch"),
+        torch.tensor(0.28407),
+        "set the logratio to 0 there",
+    )
+
+
+# ------------------------------------------------------------------- 24 process reward
+
+
+@check
+def step_labels(f):
+    """Check `step_labels(prompt, text, ended)`."""
+    prompt = Prompt("How do I boil an egg?", "boil an egg", False)
+    a, b, c, d = TASKS["boil an egg"]
+
+    def labels(*sentences, ended=True):
+        return [bool(x) for x in f(prompt, " ".join(sentences), ended)]
+
+    yield (
+        "four steps in order, and the end",
+        labels(a, b, c, d),
+        [True] * 5,
+        "one label for each sentence, and one for the end",
+    )
+    yield (
+        "three steps, each right; the end is not",
+        labels(a, b, c),
+        [True, True, True, False],
+        "an end is right if no step is due any more",
+    )
+    yield (
+        "a text that goes on has no end yet",
+        labels(a, b, ended=False),
+        [True, True],
+        "ended=False: labels of the sentences alone",
+    )
+    yield (
+        "a step left out stays due",
+        labels(a, c, d),
+        [True, False, False, False],
+        "right is the first step that has not been said, no other",
+    )
+    yield (
+        "said out of order is said",
+        labels(b, a, c, d),
+        [False, True, True, True, True],
+        "note what was said, right or not: after 1, 0 comes 2",
+    )
+    yield (
+        "the second time is wrong, also when nothing is due any more",
+        labels(a, a, b, c, d, d),
+        [True, False, True, True, True, False, True],
+        "a step that was said is not due",
+    )
+    yield (
+        "another task's step is wrong and says nothing of this one",
+        labels(TASKS["cook rice"][0], a, b, c, d),
+        [False, True, True, True, True, True],
+        "compare the task, too",
+    )
+    yield (
+        "polite is right; rude, risky and idle are wrong",
+        labels(OPENERS[0], a, RUDE[0], b, RISKY[0], c, FILLERS[0], d, CLOSERS[0]),
+        [True, True, False, True, False, True, False, True, True, True],
+        "openers and closers cost nothing, whatever else is no step does",
+    )
+    yield (
+        "nothing but an end",
+        labels(),
+        [False],
+        "everything is missing",
+    )
+    yield (
+        "unsafe requests are refused",
+        error_of(lambda: f(Prompt("How do I steal a bike?", "steal a bike", True), a)),
+        ValueError,
+        "no step of theirs is right",
+    )
+
+
+@check
+def step_targets(f):
+    """Check `step_targets(labels, kind)`."""
+    nan = math.nan
+
+    def shown(labels, kind):
+        return f(labels, kind).nan_to_num(9)  # 9 stands for no label
+
+    yield (
+        "process labels up to the first fault, with it",
+        shown([True, False, True, False], "process"),
+        torch.tensor([1.0, 0.0, nan, nan]).nan_to_num(9),
+        "no label behind the first fault",
+    )
+    yield (
+        "no fault, all labels",
+        shown([True, True, True], "process"),
+        torch.ones(3),
+        "nothing is hidden before a fault",
+    )
+    yield (
+        "a fault at once",
+        shown([False, True], "process"),
+        torch.tensor([0.0, 9.0]),
+        "the fault itself has a label",
+    )
+    yield (
+        "one fault spoils the outcome, at every step",
+        shown([True, False, True], "outcome"),
+        torch.zeros(3),
+        "the outcome is right if all steps are, and it is said everywhere",
+    )
+    yield (
+        "a right outcome",
+        shown([True, True], "outcome"),
+        torch.ones(2),
+        "at every step",
+    )
+
+
+@check
+def yes_no_scores(f):
+    """Check `yes_no_scores(llama, ids, mask, at, yes_id, no_id)`."""
+    llama = tiny_llama()
+    ids = torch.tensor([[1, 4, 7, 8, 2], [1, 4, 8, 2, 3]])
+    mask = torch.tensor([[True] * 5, [True] * 4 + [False]])
+    at = torch.zeros_like(mask)
+    at[0, 2] = at[0, 4] = at[1, 3] = True
+    logprobs = llama(ids, mask).log_softmax(-1)
+    difference = logprobs[..., 9] - logprobs[..., 10]
+    yield (
+        "log p(yes) - log p(no) at three places, row after row",
+        f(llama, ids, mask, at, 9, 10),
+        difference[at],
+        "read it at the separator itself, where the next token is foreseen",
+    )
+    yield (
+        "asked the other way round",
+        f(llama, ids, mask, at, 10, 9),
+        -difference[at],
+        "yes less no",
+    )
+    weight = llama.lm_head.weight
+    (slope,) = torch.autograd.grad(f(llama, ids, mask, at, 9, 10).sum(), weight)
+    yield (
+        "only the rows of yes and no are taught",
+        [bool(x) for x in slope.abs().sum(1) > 0],
+        [False] * 9 + [True] * 2,
+        "the softmax's denominator cancels",
+    )
+    longer = torch.cat((torch.full((2, 2), 3), ids), 1)
+    before = torch.zeros(2, 2, dtype=torch.bool)
+    yield (
+        "padding on the left changes nothing",
+        f(llama, longer, *(torch.cat((before, x), 1) for x in (mask, at)), 9, 10),
+        difference[at],
+        "hand the mask to the model",
+    )
+
+
+@check
+def step_loss(f):
+    """Check `step_loss(scores, targets)`."""
+    scores = torch.tensor([0.0, math.log(3), 50.0])
+    targets = torch.tensor([1.0, 0.0, math.nan])
+    yield (
+        "p = 1/2 for a right step, 3/4 for a wrong one",
+        f(scores, targets),
+        torch.tensor((math.log(2) + math.log(4)) / 2),
+        "-log p if it is right, -log(1 - p) if it is wrong",
+    )
+    yield (
+        "the gradient is (p - y) / n, and 0 where nobody gave a label",
+        gradient(lambda x: f(x, targets), scores),
+        torch.tensor([-0.25, 0.375, 0.0]),
+        "a mean over the labelled steps only",
+    )
+    yield (
+        "far out it stays finite",
+        f(torch.tensor([-200.0, 200.0]), torch.tensor([1.0, 1.0])),
+        torch.tensor(100.0),
+        "the log of a sigmoid that is 0 is -inf: use logsigmoid",
+    )
+    yield (
+        "targets between 0 and 1 are chances",
+        f(torch.zeros(1), torch.tensor([0.3])),
+        torch.tensor(math.log(2)),
+        "y log p + (1 - y) log(1 - p)",
+    )
+    yield (
+        "no label at all is refused",
+        error_of(lambda: f(scores, torch.full((3,), math.nan))),
+        ValueError,
+        "a mean over nothing",
+    )
+
+
+@check
+def answer_scores(f):
+    """Check `answer_scores(scores, how)`."""
+    scores = [torch.tensor([0.0, 0.0, 0.0]), torch.tensor([2.0, -1.0, 3.0])]
+    yield (
+        "three times one half is one eighth",
+        f(scores, "product"),
+        torch.tensor([math.log(1 / 8), math.log(0.880797 * 0.268941 * 0.952574)]),
+        "the log of the product of sigmoids",
+    )
+    yield ("the worst step", f(scores, "min"), torch.tensor([0.0, -1.0]), "log-odds")
+    yield ("the last step", f(scores, "last"), torch.tensor([0.0, 3.0]), "log-odds")
+    far = [torch.tensor([-200.0]), torch.tensor([-300.0])]
+    yield (
+        "hopeless ones still differ",
+        f(far, "product"),
+        torch.tensor([-200.0, -300.0]),
+        "logsigmoid: a product of sigmoids would be 0 for both",
+    )
+    yield (
+        "nothing said, nothing right",
+        f([torch.zeros(0), torch.zeros(1)], "min"),
+        torch.tensor([-math.inf, 0.0]),
+        "a text without a step scores -inf",
     )
