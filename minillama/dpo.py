@@ -156,17 +156,12 @@ def mismatched_kl(logprobs, ref_logprobs):
 def answer_logprobs(model, examples):
     """Return log p(answer | prompt) of whole answers, in nats, with gradient.
 
-    An answer begins at an example's loss_start and ends with its EOS. A text that comes
-    several times is read once.
+    An answer begins at an example's loss_start and ends with its EOS.
     """
     require_lm_head(model, "answer_logprobs")
     device = next(model.parameters()).device
-    texts = list(dict.fromkeys((*x.ids, x.loss_start) for x in examples))
-    distinct = [Example(list(ids), start) for *ids, start in texts]
-    ids, mask, counted = (x.to(device) for x in pad_examples(distinct))  # (N, T) each
-    sums = response_logprobs(model, ids, mask, counted).sum(1)  # (N,)
-    row = {text: i for i, text in enumerate(texts)}
-    return sums[[row[(*x.ids, x.loss_start)] for x in examples]]
+    ids, mask, counted = (x.to(device) for x in pad_examples(examples))  # (B, T) each
+    return response_logprobs(model, ids, mask, counted).sum(1)
 
 
 @expects(
@@ -177,13 +172,17 @@ def pair_logprobs(policy, ref_policy, pairs):
     """Return the four log-probabilities of each pair, in the order of `dpo_loss`.
 
     (B,) each: chosen and rejected of the policy, with gradient, then of the reference.
-    Either model reads both sides in one call.
+    Either model reads both sides in one concatenated forward, and a text that stands in
+    several pairs once, as in `pair_scores`.
     """
-    sides = [Example(list(x.chosen), x.response_start) for x in pairs]
-    sides += [Example(list(x.rejected), x.response_start) for x in pairs]
-    logprobs = answer_logprobs(policy, sides)  # (2B,)
+    sides = [(tuple(x.chosen), x.response_start) for x in pairs]
+    sides += [(tuple(x.rejected), x.response_start) for x in pairs]
+    row = {side: i for i, side in enumerate(dict.fromkeys(sides))}
+    examples = [Example(list(ids), start) for ids, start in row]  # N distinct texts
+    rows = [row[side] for side in sides]
+    logprobs = answer_logprobs(policy, examples)[rows]  # (2B,)
     with torch.no_grad():
-        ref_logprobs = answer_logprobs(ref_policy, sides)
+        ref_logprobs = answer_logprobs(ref_policy, examples)[rows]  # (2B,)
     return *logprobs.chunk(2), *ref_logprobs.chunk(2)
 
 
@@ -222,8 +221,8 @@ class DirectSettings:
     undesirable_weight: float = 1.0  # A bad one.
 
 
-def _steps(policy, ref_policy, caller, count, settings, generator, desc):
-    """Check, then yield (stepper, batch of indices) for each step of a run."""
+def require_direct(caller, policy, ref_policy, count, settings):
+    """Refuse, in the name of a caller, what can be no run of `settings`."""
     require_lm_head(policy, caller)
     if count < settings.batch_size:
         raise ValueError(
@@ -234,17 +233,6 @@ def _steps(policy, ref_policy, caller, count, settings, generator, desc):
         raise ValueError(
             f"{caller}: ref_policy must be a copy of policy, got policy itself"
         )
-    steps = settings.epochs * (count // settings.batch_size)
-    stepper = Stepper(
-        policy,
-        settings.lr,
-        lambda step: warmup_cosine(step, steps, settings.warmup_steps),
-    )
-    batches = endless_batches(count, settings.batch_size, generator)
-    policy.train()
-    for _ in tqdm(range(steps), desc=desc, disable=desc is None):
-        yield stepper, next(batches)
-    policy.eval()
 
 
 @expects(
@@ -261,8 +249,10 @@ def train_on_pairs(policy, ref_policy, groups, settings, generator, desc=None):
     The groups are those of `train_reward_model`: the pairs of one compare answers to
     one prompt. generator (CPU) orders the batches; desc names the progress bar, None
     shows none. Columns: loss; accuracy, the share of pairs whose chosen answer has the
-    larger implicit reward; chosen and rejected, mean log-ratios in nats.
+    larger implicit reward, a tie counting one half; chosen and rejected, mean
+    log-ratios in nats.
     """
+    require_direct("train_on_pairs", policy, ref_policy, len(groups), settings)
     for pair in (pair for group in groups for pair in group):
         if pair.chosen == pair.rejected:
             raise ValueError(
@@ -270,24 +260,31 @@ def train_on_pairs(policy, ref_policy, groups, settings, generator, desc=None):
                 f"of two equal ones, ids {pair.chosen}"
             )
     loss_of = {"dpo": dpo_loss, "ipo": ipo_loss}[settings.loss]
-    history = []
-    run = _steps(
-        policy, ref_policy, "train_on_pairs", len(groups), settings, generator, desc
+    steps = settings.epochs * (len(groups) // settings.batch_size)
+    batches = endless_batches(len(groups), settings.batch_size, generator)
+    stepper = Stepper(
+        policy,
+        settings.lr,
+        lambda step: warmup_cosine(step, steps, settings.warmup_steps),
     )
-    for stepper, batch in run:
+    policy.train()
+    history = []
+    for _ in tqdm(range(steps), desc=desc, disable=desc is None):
+        batch = next(batches)
         pairs = [pair for i in batch for pair in groups[i]]
         four = pair_logprobs(policy, ref_policy, pairs)  # (B,) each
         loss = loss_of(*four, settings.beta)
         stepper.step(loss, batch)
-        chosen, rejected = four[0] - four[2], four[1] - four[3]
+        chosen, rejected = (four[0] - four[2]).detach(), (four[1] - four[3]).detach()
         history.append(
             {
                 "loss": loss.item(),
-                "accuracy": (chosen > rejected).float().mean().item(),
+                "accuracy": (0.5 + 0.5 * torch.sign(chosen - rejected)).mean().item(),
                 "chosen": chosen.mean().item(),
                 "rejected": rejected.mean().item(),
             }
         )
+    policy.eval()
     return history
 
 
@@ -315,19 +312,26 @@ def train_on_labels(
             "train_on_labels: settings.batch_size must be at least 2, since the "
             f"reference point needs an answer of another, got {settings.batch_size}"
         )
-    history = []
-    run = _steps(
-        policy, ref_policy, "train_on_labels", len(examples), settings, generator, desc
+    require_direct("train_on_labels", policy, ref_policy, len(examples), settings)
+    steps = settings.epochs * (len(examples) // settings.batch_size)
+    batches = endless_batches(len(examples), settings.batch_size, generator)
+    stepper = Stepper(
+        policy,
+        settings.lr,
+        lambda step: warmup_cosine(step, steps, settings.warmup_steps),
     )
-    for stepper, batch in run:
+    policy.train()
+    history = []
+    for _ in tqdm(range(steps), desc=desc, disable=desc is None):
+        batch = next(batches)
         some, good = [examples[i] for i in batch], desirable[batch]
+        apart = mismatched(some)
         with torch.no_grad():
             ref_logprobs = answer_logprobs(ref_policy, some)  # (B,)
-            apart = mismatched(some)
             reference_kl = mismatched_kl(
                 answer_logprobs(policy, apart), answer_logprobs(ref_policy, apart)
             )
-        logprobs = answer_logprobs(policy, some)
+        logprobs = answer_logprobs(policy, some)  # (B,)
         loss = kto_loss(
             logprobs,
             ref_logprobs,
@@ -347,4 +351,5 @@ def train_on_labels(
                 "reference_kl": reference_kl.item(),
             }
         )
+    policy.eval()
     return history

@@ -69,12 +69,14 @@ def importance_weights(
 
 @expects("weights: finite float (N,) >= 0", "-> float ()")
 def effective_sample_size(weights):
-    """Return how many answers of equal weight would be as noisy as these, 1 to N.
+    """Return how many answers of equal weight these weights are worth, 1 to N.
 
         (sum of w)^2 / sum of w^2
 
-    weights: one for each answer. It knows only what was drawn: a rare answer of great
-    weight that is missing makes it look better. Sources: Kish 1965; Kong 1992.
+    A weighted mean is as noisy as a plain one of that many answers, if what is averaged
+    does not go with the weights. A gradient does: its noise can be less or more.
+    weights: one for each answer that was drawn; a rare one of great weight that is
+    missing makes the number look better. Sources: Kish 1965; Kong 1992.
     """
     w = weights.detach()
     w = w / w.max()  # squares could overflow

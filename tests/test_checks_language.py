@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import dataclasses
+import inspect
 import itertools
 import math
 from collections import Counter
@@ -396,8 +397,11 @@ class ByRepeatedKeys(model.Attention):
                 (self.v_proj, self.n_kv_heads),
             )
         )
-        q, k = (by_complex_numbers(y, cos, sin).transpose(1, 2) for y in (q, k))
-        return self.o_proj(attends()(q.transpose(1, 2), k, v.transpose(1, 2), bias))
+        q, k = (by_complex_numbers(y, cos, sin) for y in (q, k))
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if cache:
+            k, v = cache.store(self.layer, k, v)
+        return self.o_proj(attends()(q, k, v, bias))
 
 
 def by_complex_numbers(x, cos, sin):
@@ -493,10 +497,12 @@ class RowByRow(ladder.AttentionOnly):
 
     def forward(self, ids, mask=None):
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        logits = torch.zeros(*ids.shape, self.config.vocab_size)
-        for row, keep, real in zip(ids, mask, logits, strict=True):
-            real[keep] = super().forward(row[keep][None])[0]
-        return logits
+        rows = []
+        for row, keep in zip(ids, mask, strict=True):
+            at = torch.zeros(len(row), int(keep.sum()))
+            at[keep, range(at.shape[1])] = 1.0  # back to their places
+            rows.append(at @ super().forward(row[keep][None])[0])
+        return torch.stack(rows)
 
 
 class AlwaysTurns(ladder.AttentionOnly):
@@ -786,8 +792,15 @@ def pick_row_by_row(logits, uniforms, temperature, top_p):
 def generates(pick=pick_from_logprobs, columns=False):
     """A right `generate`, one text at a time and without a cache."""
 
+    def f(network, *arguments, **named):
+        mode = network.training
+        try:
+            return write(network.eval(), *arguments, **named)
+        finally:
+            network.train(mode)
+
     @torch.no_grad()
-    def f(
+    def write(
         network,
         prompts,
         max_new_tokens,
@@ -811,6 +824,8 @@ def generates(pick=pick_from_logprobs, columns=False):
             ids, scores = list(prompt), []
             for number in row:
                 logits = network(torch.tensor([ids]))[:, -1]
+                if not logits.isfinite().all():
+                    raise FloatingPointError("logits")
                 token, score = pick(logits, number[None], temperature, top_p)
                 ids, scores = ids + token.tolist(), scores + score.tolist()
                 if ids[-1] == eos_id:
@@ -1017,6 +1032,9 @@ class PlainStepper:
             self.means[i] = m, s
             step = m / (1 - b1**self.t) / ((s / (1 - b2**self.t)).sqrt() + 1e-8)
             w.data = w.data - lr * step
+            if not w.isfinite().all():
+                self.t -= 1
+                self.stop(batch_ids)
         return norm
 
 
@@ -1562,6 +1580,179 @@ WRONG = [
 ]
 
 
+def rewritten(target, *pairs, **names):
+    """A definition of the package with pieces of its text replaced, old by new."""
+    source = inspect.getsource(target)
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in source, f"{target.__name__} has no {old!r}"
+        source = source.replace(old, new)
+    names = (
+        vars(inspect.getmodule(target))
+        | {"F": F, "replace": dataclasses.replace}
+        | names
+    )
+    exec(source, names)  # noqa: S102
+    return names[target.__name__]
+
+
+# Slips that the checks once let pass: one text or row, defaults, a cache, gradients,
+# arguments changed in place, edges of texts.
+SLIPS = [
+    ("count_pairs", "return pairs", "pairs"),
+    ("merge", "(merged[-1], piece) == pair", "merged[-1] + piece == ''.join(pair)"),
+    ("merge", "(merged[-1], piece) == pair", "merged[-1] == pair[0]"),
+    (
+        "merge",
+        "(merged[-1], piece) == pair",
+        "merged[-1][-1:] == pair[0] and piece == pair[1]",
+    ),
+    ("train_tokenizer", "control_symbols", "user_defined_symbols"),
+    ("train_tokenizer", "add_dummy_prefix=False", "add_dummy_prefix=True"),
+    ("train_tokenizer", "character_coverage=1.0", "character_coverage=0.98"),
+    ("train_tokenizer", "iter(texts)", "iter(sorted(set(texts)))"),
+    ("train_tokenizer", "iter(texts)", "(text.strip() for text in texts)"),
+    ("train_tokenizer", "texts = list(texts)", "texts", "len(texts)", "0"),
+    ("encode_prompt", "+ prompt", "+ prompt.strip()"),
+    ("encode_prompt", '" " + prompt', "(' ' + prompt)[:256]"),
+    ("encode_prompt", "+ prompt", "+ ' '.join(prompt.split())"),
+    ("encode_prompt", '" " + prompt', "' ' * (prompt[:1] != ' ') + prompt"),
+    ("encode_response", "+ response", "+ response.rstrip()"),
+    ("encode_response", "+ response", "+ response.replace('</s>', '')"),
+    ("encode_response", "+ response", "+ response.splitlines()[0]"),
+    ("decode_response", '.removeprefix(" ")', ".removeprefix(' ').rstrip()"),
+    ("decode_response", '.removeprefix(" ")', "[1:]"),
+    ("decode_response", '.removeprefix(" ")', ".replace(' ', '', 1)"),
+    ("decode_response", "if EOS_ID in ids:", "if EOS_ID in ids[1:]:"),
+    ("decode_response", "decode(ids)", "decode(ids).split('</s>')[0]"),
+    ("count_bigrams", "in examples", "in {tuple(e.ids): e for e in examples}.values()"),
+    ("unigram_logprobs", "counts.sum(0) + 1", "counts.add_(1 / len(counts)).sum(0)"),
+    ("bigram_logprobs", "strength * prior", "max(strength, 1.0) * prior"),
+    ("table_nats", "seen =", "counts /= counts.sum(); seen ="),
+    ("one_token_floor", "own = counts / total", "own = counts.div_(total", "1)", "1))"),
+    ("one_token", "config.dim, config.norm_eps", "config.dim"),
+    ("one_token", "self.mlp_norm(x))", "self.mlp_norm(x.detach()))"),
+    ("rms_norm", "eps=1e-5", "eps=1e-6"),
+    ("rms_norm", "rsqrt(wide", "rsqrt(wide.detach()"),
+    ("rms_norm", "nn.Parameter(torch.ones(dim))", "torch.ones(dim)"),
+    ("rms_norm", "(torch.bfloat16, torch.float16)", "(torch.float16,)"),
+    ("rope_cos_sin", "theta=10000.0", "theta=500000.0"),
+    ("rope_cos_sin", "-pair / head_dim", "-pair / 4"),
+    ("rope_cos_sin", "positions[", "positions.clamp(max=2047)["),
+    ("rotate", "a, b = x", "a, b = x.detach()"),
+    (
+        "rotate",
+        "    a, b",
+        "    cos = cos.view(len(x), -1, 1, cos.shape[-1])\n    a, b",
+    ),
+    ("feed_forward", "F.silu(self.gate_proj(x))", "F.silu(self.gate_proj(x).detach())"),
+    ("feed_forward", "gate_proj(x)", "gate_proj(x).clamp(-1.5, 1.5)"),
+    ("feed_forward", "return", "x = x[:1]; return"),
+    ("token_positions", "cumsum(-1)", "cumsum(-1, dtype=torch.uint8).long()"),
+    (
+        "attention_bias",
+        "key_mask[:, None, :]",
+        "(key_mask | ~key_mask[:, -1:])[:, None]",
+    ),
+    ("attention_bias", "key <= query", "(key <= query) | (n_keys > n_queries > 1)"),
+    ("attend", "@ values", "@ values.detach()"),
+    ("attend", "+ bias", "+ bias.masked_fill(bias > -math.inf, 0.0)"),
+    ("attend", "(grouped * E**-0.5)", "grouped", "K, S", "queries.mul_(E**-0.5); K, S"),
+    ("tiny_cache", "if layer in", "layer %= 2\n        if layer in"),
+    (
+        "tiny_cache",
+        "layer] = keys, values",
+        "layer] = keys[:, :, -8:], values[:, :, -8:]",
+    ),
+    ("kv_cache", "n_kv_heads", "n_heads"),
+    ("kv_cache", "require_constants(keys, values)", "require_constants(keys, keys)"),
+    ("kv_cache", "require_slots(self, mask)", "require_slots(self, self.mask[:, :1])"),
+    ("attention", "if cache is not None:", "if False:"),
+    ("attention", "self.layer = layer", "self.layer = 0"),
+    ("attention", "keys, values = cache.store", "_, values = cache.store"),
+    ("attention", "values, bias)", "values, bias[:1])"),
+    ("attention", "(queries, keys", "(queries, keys.detach()"),
+    (
+        "attention",
+        "n_heads * config.head_dim",
+        "n_heads * (config.dim // config.n_heads)",
+    ),
+    ("attention_only", ", self.config.rope_theta", ""),
+    ("attention_only", "config.dim, config.norm_eps", "config.dim"),
+    ("attention_only", "config.n_layers", "1"),
+    ("attention_only", "self.norm(x)", "self.norm(x.detach())"),
+    ("block", "x = x + self", "x += self"),
+    ("block", "FeedForward(config)", "FeedForward(config).requires_grad_(False)"),
+    ("llama", "self.norm(x)", "self.norm(x.detach())"),
+    ("llama", "x = block(x", "x = block(x.detach()"),
+    ("llama", "require_fit(self, ids, mask, cache)", "pass"),
+    (
+        "llama",
+        "self.embed(ids, mask, cache)",
+        "self.embed(ids, ids != 3 if cache is mask else mask, cache)",
+    ),
+    ("sample", "right=True", "right=False"),
+    ("sample", "cumulative[:, -1:]", "cumulative[:1, -1:]"),
+    ("top_p_filter", "before < top_p", "before < min(top_p, 0.8)"),
+    ("pick", "if temperature == 0:", "if temperature == 0 and top_p == 1:"),
+    ("pick", "top_p < 1 else", "top_p < 1 <= temperature else"),
+    ("generate", "temperature=1.0", "temperature=0.7"),
+    ("generate", "eos_id=EOS_ID", "eos_id=None"),
+    ("generate", '"left", pad_id', '"left"'),
+    ("generate", "model.eval()", "pass"),
+    ("generate", "model.train(was_training)", "model.train()"),
+    ("generate", "    device =", "    prompts.sort(key=len)\n    device ="),
+    ("token_logprobs", "-losses", "-losses.clamp(max=20.0)"),
+    ("token_logprobs", "-losses", "-losses * (ids[:, 1:] != 3)"),
+    ("lm_loss", "loss_mask[:, 0].any()", "loss_mask[0, 0]"),
+    ("lm_loss", "[loss_mask]", "[loss_mask & (ids != 3)]"),
+    ("stepper", "lr=lr", "lr=0.1", "self.lr *", "0.1 *"),
+    ("stepper", 'self.require_finite("loss", loss, batch_ids)', "pass"),
+    ("stepper", "if not _all_finite(self.parameters):", "if False:"),
+    (
+        "stepper",
+        "self.last_good, self.parameters",
+        "self.last_good[:1], self.parameters[:1]",
+    ),
+    (
+        "stepper",
+        "norm = clip_grad_norm_(self.parameters, self.max_norm)",
+        "norm = clip_grad_norm_(self.parameters, 1e9)\n"
+        "        for p in self.parameters: clip_grad_norm_([p], self.max_norm)",
+    ),
+    ("stepper", "betas=(0.9, 0.95)", "betas=(0.9, 0.999)"),
+    ("dialogue_example", "tokenizer, response)", "tokenizer, response.strip())"),
+    ("pad_examples", "    starts =", "    mask = ids != 3\n    starts ="),
+    (
+        "pad_examples",
+        "    starts =",
+        "    ids, mask = (F.pad(x, (0, -x.shape[1] % 4)) for x in (ids, mask))\n"
+        "    starts =",
+    ),
+]
+WRONG += [(name, rewritten(RIGHT[name], *pairs)) for name, *pairs in SLIPS]
+# `generate` by way of what it calls
+WRONG += [
+    (
+        "generate",
+        rewritten(
+            generation.generate,
+            sample_responses=rewritten(generation.sample_responses, old, new),
+        ),
+    )
+    for old, new in (
+        (
+            "temperature, top_p)\n",
+            "max(temperature, 1.0) if temperature else 0, top_p)\n",
+        ),
+        ("uniforms[step][rows]", "uniforms[step][: len(rows)]"),
+        ("uniforms[step][rows]", "uniforms[0][rows]"),
+        ("pad_id, dtype", "3, dtype"),
+        ("[: step + 1]", ""),
+        ("        require_finite(logits)\n", ""),
+    )
+]
+
+
 # Right answers in another style than the package's.
 ALSO_RIGHT = [
     (
@@ -1772,3 +1963,231 @@ ALSO_RIGHT_IN_WRITING = [
 def test_another_style_of_writing_passes(name, answer, capsys):
     getattr(language, name)(answer)
     assert capsys.readouterr().out.endswith(" checks passed\n")
+
+
+def norm_as_in_hugging_face(self, x):
+    wide = x.to(torch.float32)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+    return self.weight * wide.to(x.dtype)
+
+
+def rope_in_float64(positions, head_dim, theta=1e4):
+    speeds = 1.0 / theta ** (torch.arange(0, head_dim, 2).double() / head_dim)
+    angles = (positions.double().unsqueeze(-1) * speeds).unsqueeze(-2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate_as_in_hugging_face(x, cos, sin):
+    half = x.shape[-1] // 2
+    other = torch.cat((-x[..., half:], x[..., :half]), -1)
+    return x * torch.cat((cos, cos), -1) + other * torch.cat((sin, sin), -1)
+
+
+def attend_by_pytorch(queries, keys, values, bias):
+    shared = queries.shape[2] // keys.shape[1]
+    keys, values = (x.repeat_interleave(shared, 1) for x in (keys, values))
+    mixed = F.scaled_dot_product_attention(
+        queries.transpose(1, 2), keys, values, attn_mask=bias[:, 0]
+    )
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def attend_by_einsum(queries, keys, values, bias):
+    B, T, H, E = queries.shape
+    queries = queries.reshape(B, T, keys.shape[1], -1, E)
+    scores = torch.einsum("btkge,bkse->bkgts", queries, keys) / math.sqrt(E) + bias
+    return torch.einsum("bkgts,bkse->btkge", scores.softmax(-1), values).flatten(2)
+
+
+def top_p_by_ranks(probs, top_p):
+    order = probs.argsort(dim=-1, descending=True, stable=True)
+    ordered = probs.gather(-1, order)
+    kept = ((ordered.cumsum(-1) - ordered) < top_p).sum(-1, keepdim=True)
+    return probs * (order.argsort(-1) < kept)
+
+
+@torch.no_grad()
+def reread(
+    network, prompts, n, temperature=1.0, top_p=1.0, generator=None, eos_id=2, pad_id=3
+):
+    """A right `generate` that reads the whole batch anew for each token."""
+    generation.require_room(network.config, prompts, n, temperature)
+    was = network.training
+    network.eval()
+    ids, mask = data.pad(prompts, "left", pad_id)
+    response, scores = torch.zeros_like(mask), torch.zeros(ids.shape)
+    going, numbers = (
+        torch.ones(len(ids)).bool(),
+        torch.rand(len(ids), n, generator=generator),
+    )
+    try:
+        for number in numbers.T:
+            logits = network(ids, mask)[:, -1]
+            generation.require_finite(logits)
+            tokens, score = pick_from_logprobs(logits, number, temperature, top_p)
+            columns = tokens.where(going, pad_id), going, going, score.where(going, 0.0)
+            ids, mask, response, scores = (
+                torch.cat((x, column[:, None]), 1)
+                for x, column in zip(
+                    (ids, mask, response, scores), columns, strict=True
+                )
+            )
+            going = going & (tokens != (-1 if eos_id is None else eos_id))
+            if not going.any():
+                break
+    finally:
+        network.train(was)
+    return generation.Rollout(ids, mask, response, scores)
+
+
+class Full(ValueError):
+    """Another error, of the right kind."""
+
+
+class SubclassOfError(model.KVCache):
+    def extend(self, mask):
+        try:
+            return super().extend(mask)
+        except ValueError as error:
+            raise Full("no room") from error
+
+
+# Right answers in another style: as others publish them, and by rewritten lines.
+ALSO_RIGHT_ELSEWHERE = [
+    ("rms_norm", norm_class(norm_as_in_hugging_face)),
+    ("rope_cos_sin", rope_in_float64),
+    ("rotate", rotate_as_in_hugging_face),
+    ("attend", attend_by_pytorch),
+    ("attend", attend_by_einsum),
+    ("attention", rewritten(model.Attention, attend=attend_by_pytorch)),
+    ("attention", rewritten(model.Attention, rotate=rotate_as_in_hugging_face)),
+    ("top_p_filter", top_p_by_ranks),
+    ("generate", reread),
+    ("kv_cache", SubclassOfError),
+    (
+        "llama",
+        rewritten(
+            model.Llama,
+            "for block in self.layers:\n"
+            "            x = block(x, cos, sin, bias, cache)",
+            "for i in range(len(self.layers)):\n"
+            "            x = self.layers[i](x, cos, sin, bias, cache=cache)",
+        ),
+    ),
+    ("stepper", rewritten(optim.Stepper, ", fused=True", "", "AdamW", "Adam")),
+    (
+        "train_tokenizer",
+        rewritten(tokenizer.train_tokenizer, "ValueError", "UnicodeError"),
+    ),
+    (
+        "sample",
+        lambda probs, numbers: (
+            (probs.cumsum(-1) > (numbers * probs.sum(-1))[:, None]).int().argmax(-1)
+        ),
+    ),
+    (
+        "lm_loss",
+        guarded_loss(
+            lambda x, ids, m: F.cross_entropy(
+                x[:, :-1].flatten(0, 1), ids[:, 1:].where(m[:, 1:], -100).flatten()
+            )
+        ),
+    ),
+    (
+        "token_logprobs",
+        lambda x, ids: F.pad(
+            x[:, :-1].double().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0],
+            (1, 0),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("name, answer", ALSO_RIGHT_ELSEWHERE)
+def test_another_style_from_elsewhere_passes(name, answer):
+    getattr(language, name)(answer)
+
+
+# ---------------------------------------------------------------------------- messages
+
+
+def message_of(name, answer):
+    with pytest.raises(AssertionError) as caught:
+        getattr(language, name)(answer)
+    return str(caught.value)
+
+
+def returns_nothing(right):
+    """A definition that computes and forgets `return`, in the method that counts."""
+    if not isinstance(right, type):
+        return lambda *arguments, **named: None
+
+    def nothing(self, *arguments, **named):
+        pass
+
+    methods = {"store", "step", "hidden", "forward"} & set(vars(right))
+    return type(
+        "Forgets",
+        (right,),
+        dict.fromkeys(methods - {"forward"}, nothing) or {"forward": nothing},
+    )
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_forgotten_return_gets_a_hint(name):
+    message = message_of(name, returns_nothing(RIGHT[name]))
+    assert "return" in message or "None" in message
+    assert "Hint: " in message and len(message) <= 480
+
+
+@pytest.mark.parametrize(
+    "name, mistake",
+    [
+        ("llama", IgnoresTheMask),
+        ("attention_only", UnseededOnly),
+        ("one_token", HidesPadding),
+        ("attend", attends(scale=False)),
+        ("kv_cache", CountsPadding),
+        ("tiny_cache", TinyOneLayer),
+        ("pad_examples", altered(data.pad_examples, lambda x: x[:2])),
+        ("dialogue_example", altered(data.dialogue_example, dataclasses.astuple)),
+        ("feed_forward", WithBias),
+    ],
+)
+def test_a_message_can_be_read(name, mistake):
+    assert len(message_of(name, mistake)) <= 480
+
+
+def test_a_number_for_a_tensor_is_called_one():
+    message = message_of("lm_loss", altered(lm.lm_loss, torch.Tensor.item))
+    assert "expected 0.837, got 0.8369" in message and "a float" in message
+
+
+def test_texts_are_quoted():
+    message = message_of("decode_response", lambda t, ids: t.decode(ids))
+    assert "expected 'ab b', got ' ab b'" in message
+
+
+def test_a_mistake_spoils_no_later_check():
+    for name in (
+        "unigram_logprobs",
+        "bigram_logprobs",
+        "table_nats",
+        "one_token_floor",
+    ):
+        message_of(name, lambda *counts: counts[-1].add_(1).sum())
+        getattr(language, name)(RIGHT[name])
+
+
+def test_what_an_implementation_raises_passes():
+    def not_yet(*arguments, **named):
+        raise NotImplementedError("an exercise")
+
+    def broken(*arguments, **named):
+        raise KeyError("mine")
+
+    for name in ("count_pairs", "rotate", "lm_loss", "sample"):
+        with pytest.raises(NotImplementedError):
+            getattr(language, name)(not_yet)
+        with pytest.raises(KeyError, match="mine"):
+            getattr(language, name)(broken)

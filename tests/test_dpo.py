@@ -185,6 +185,48 @@ def test_training_on_pairs_learns_them_and_leaves_the_reference(loss):
         assert torch.equal(a, b)
 
 
+def test_the_history_says_what_a_step_saw():
+    groups = [[pair(), pair((1, 3, 7, 2))], [pair((1, 7, 2), (1, 8, 9, 2), 1)]]
+    settings = DirectSettings(batch_size=1, lr=0.0, epochs=2)
+    policy, ref = tiny(1), tiny(2)
+    history = train_on_pairs(policy, ref, groups, settings, torch.Generator())
+    assert len(history) == 4  # two passes over two groups
+    four = [pair_logprobs(policy, ref, group) for group in groups]
+    seen = {
+        (round((a - c).mean().item(), 4), round((b - d).mean().item(), 4))
+        for a, b, c, d in four
+    }
+    assert {(round(x["chosen"], 4), round(x["rejected"], 4)) for x in history} == seen
+    for row in history:
+        a, b, c, d = min(four, key=lambda x: abs((x[0] - x[2]).mean() - row["chosen"]))
+        assert row["loss"] == pytest.approx(dpo_loss(a, b, c, d, 0.1).item(), abs=1e-5)
+        right = ((a - c) > (b - d)).float().mean().item()
+        assert row["accuracy"] == pytest.approx(right)
+    # a policy that is the reference prefers neither side: a half, and ln 2
+    alike = train_on_pairs(tiny(), tiny(), groups, settings, torch.Generator())[0]
+    assert alike["accuracy"] == 0.5 and alike["chosen"] == 0
+    assert alike["loss"] == pytest.approx(math.log(2))
+
+
+def test_the_weights_of_labels_reach_the_loss():
+    some = [Example([1, 3, 4, 2], 2), Example([1, 3, 5, 6, 2], 2)]
+    good = torch.tensor([True, False])
+    settings = DirectSettings(
+        batch_size=2, lr=0.0, desirable_weight=3.0, undesirable_weight=5.0
+    )
+    (row,) = train_on_labels(tiny(), tiny(), some, good, settings, torch.Generator())
+    assert row["loss"] == pytest.approx((3 * 0.5 + 5 * 0.5) / 2)
+    assert row["desirable"] == row["undesirable"] == row["reference_kl"] == 0
+    apart, ref = tiny(1), tiny(2)
+    (row,) = train_on_labels(apart, ref, some, good, settings, torch.Generator())
+    swapped = mismatched(some)
+    wanted = (answer_logprobs(apart, swapped) - answer_logprobs(ref, swapped)).mean()
+    assert row["reference_kl"] == pytest.approx(max(0, wanted.item()), abs=1e-5)
+    ratios = (answer_logprobs(apart, some) - answer_logprobs(ref, some)).tolist()
+    assert row["desirable"] == pytest.approx(ratios[0], abs=1e-5)
+    assert row["undesirable"] == pytest.approx(ratios[1], abs=1e-5)
+
+
 def test_training_on_labels_learns_them():
     policy, ref = tiny(), tiny()
     some = [Example([1, 3, 4, 2], 2), Example([1, 3, 5, 6, 2], 2)] * 2
