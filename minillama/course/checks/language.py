@@ -846,9 +846,9 @@ def one_token_floor(f):
     entropy = (math.log(4) + 3 * math.log(4 / 3)) / 4
     yield (
         "rows weigh as often as they came",
-        row(f(uneven)),
-        row(0.4 * entropy),
-        "4 of 10 tokens come after 0, so its row's entropy counts 0.4",
+        row(f(uneven), f(uneven.T)),
+        row(0.4 * entropy, (math.log(7) + 6 * math.log(7 / 6)) / 10),
+        "4 of 10 tokens come after 0, so its row's entropy counts 0.4; then 7 of 10",
     )
     yield (
         "counts ten times as large, and shares that add up to 1",
@@ -1379,18 +1379,18 @@ def attention_only(f):
         mask = torch.cat(
             (mask, torch.tensor([[True, True, False, False] + 3 * [True]]))
         )
-        padded = network(
-            torch.tensor(
-                [[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0], [3, 1, 0, 0, 4, 1, 5]]
-            ),
-            mask,
+        padded = torch.tensor(
+            [[0, 0, 3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 0, 0], [3, 1, 0, 0, 4, 1, 5]]
         )
-        yield (
-            "how far padding on the left, on the right or in the middle moves it",
-            gap(padded[mask].view(3, 5, -1), logits.expand(3, -1, -1)),
-            NOTHING,
-            "positions and bias both come from the mask",
-        )
+        for name, reader in (("with", network), ("without", blind)):
+            got = reader(padded, mask)[mask].view(3, 5, -1)
+            yield (
+                f"how far padding on any side moves it, {name} positions",
+                gap(got, reader(ids).expand(3, -1, -1)),
+                NOTHING,
+                "on the left, on the right or in the middle: positions and bias both "
+                "come from the mask",
+            )
         shuffled = torch.tensor([[4, 3, 1, 1, 5]])
         yield (
             "with positions, order counts",
@@ -1558,7 +1558,7 @@ def llama(f):
     )
     randomised(network)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1]])
-    mask, ids = mask.bool(), (torch.arange(18).view(3, 6) * 7 + 3) % 50
+    mask, ids = mask.bool(), (torch.arange(18).view(3, 6) * 23 + 3) % 50
     given = ids.clone(), mask.clone()
 
     def by_hand():
@@ -1932,7 +1932,7 @@ def kv_cache(f):
         ValueError,
         "capacity is 5",
     )
-    pair = f(config, 2, 4)
+    pair = f(config, 2, 40)
     pieces = [
         pair.extend(torch.tensor(rows).bool())
         for rows in ([[0, 0], [1, 1]], [[1, 1], [0, 1]])
@@ -2135,6 +2135,12 @@ def generate(f):
         "mask is False after the end",
     )
     yield (
+        "log-probabilities outside the responses, one of which has ended",
+        ended.logprobs[~ended.response_mask].abs().sum(),
+        NOTHING,
+        "0 after the end too",
+    )
+    yield (
         "the other row goes on as if alone",
         answer(ended, 1),
         answer(f(network, prompts[1:], 6, temperature=0, eos_id=stop)),
@@ -2258,6 +2264,12 @@ def generate(f):
         error_of(lambda: f(broken, prompts, 2)),
         FloatingPointError,
         "no token can be drawn from them: refuse",
+    )
+    yield (
+        "is the model in training mode after that, as before?",
+        broken.training,
+        True,
+        "its own mode comes back whatever happens: try … finally",
     )
 
 
@@ -2548,6 +2560,14 @@ def stepper(f):
         _adam_by_hand(start, gradients, (0.1,) * 3, (0.9, 0.95))[-1],
         "betas 0.9 and 0.95, max_norm 1",
     )
+    network, descent = fresh(schedule=lambda step: 1.0)
+    lost = loss(network, 1.0, 1.0, 1.0) * math.inf
+    yield (
+        "a first loss that is not finite stops the run too",
+        ("step 0" in stopped(lambda: descent.step(lost, [5])), now(network).tolist()),
+        (True, start.tolist()),
+        "the first weights are the last good ones until a step is made",
+    )
     network, descent = fresh(schedule=lambda step: math.inf)
     stop = stopped(lambda: descent.step(loss(network, 1.0, 1.0, 1.0), [5]))
     yield (
@@ -2574,9 +2594,9 @@ def dialogue_example(f):
         "prompt ids, then response ids",
     )
     yield (
-        "all of it counts",
-        f(tiny, "ab", "b", False).loss_start,
-        1,
+        "all of it counts, of a longer one too",
+        [f(tiny, prompt, "b", False).loss_start for prompt in ("ab", TYPED)],
+        [1, 1],
         "the first token has no past",
     )
     yield (
