@@ -127,7 +127,9 @@ def bootstrap_interval(values, generator, groups=None, draws=1000, level=0.95):
     place = {name: i for i, name in enumerate(dict.fromkeys(names))}
     units = len(place)
     if units == 1:
-        raise ValueError("bootstrap_interval: values must be of at least two units")
+        raise ValueError(
+            "bootstrap_interval: values must be of at least two units, got 1"
+        )
     which = torch.tensor([place[name] for name in names])  # (N,)
     sums = torch.zeros(units, dtype=torch.float64)
     sums.index_add_(0, which, values.detach().cpu().double())
