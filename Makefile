@@ -16,7 +16,7 @@
 #   make mutants FILE=minillama/kl.py
 #                        whether the unit tests of a file notice a change in it
 #   make clean           delete build/ (trained stages included) and caches;
-#                        make clean ALL=1 also deletes .venv
+#                        make clean ALL=1 also deletes build/student and .venv
 #
 # Another interpreter: make test PYTHON=python3.12
 
@@ -98,8 +98,9 @@ mutants: $(READY)
 	$(PY) tests/mutants.py $(FILE) $(ARGS)
 
 clean:
-	@echo "deleting build/ (trained stages included), caches$(if $(ALL), and $(VENV))"
-	@rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info \
+	@echo "deleting build/ (trained stages included, build/student only with ALL=1), caches$(if $(ALL), and $(VENV))"
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 $(if $(ALL),,! -name student) -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info \
 	  notebooks/.ipynb_checkpoints $(if $(ALL),$(VENV))
 	@find minillama tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 

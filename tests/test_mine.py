@@ -122,6 +122,15 @@ def test_only_and_except(course):
         mine.chosen(course, ["gea"], [])
 
 
+def test_a_folder_with_something_else_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "tests").mkdir()
+    for out in (tmp_path, sync.PROJECT):
+        assert mine.main([str(sync.NOTEBOOKS), "--out", str(out)]) == 2
+        words = "mine: --out must be an empty folder or an earlier one, got"
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "tests").is_dir()
+
+
 def test_a_folder_without_notebooks(tmp_path, capsys):
     assert mine.main([str(tmp_path)]) == 2
     assert "mine: there is no notebook of the course in" in capsys.readouterr().err

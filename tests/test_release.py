@@ -204,6 +204,15 @@ def test_the_command_writes_every_notebook(tmp_path, capsys):
     assert "NotImplementedError" in written[-1].read_text(encoding="utf-8")
 
 
+def test_somebodys_work_is_not_written_over(tmp_path, capsys):
+    paths = NOTEBOOKS[:2]
+    (tmp_path / paths[0].name).write_text("her work")
+    assert release.write_student_edition(tmp_path, paths) == 1
+    assert (tmp_path / paths[0].name).read_text() == "her work"
+    assert release.main(["student", "--out", str(tmp_path)]) == 0
+    assert "2 were there before and stay as they are" in capsys.readouterr().out
+
+
 def names_in(sentence):
     return re.findall(r"`(\w+)`", sentence)
 

@@ -34,6 +34,7 @@ from minillama.course import checks, release, sync
 MINE = sync.PROJECT / "build/mine"
 SECONDS = 120  # A check that takes longer has failed.
 FORKS = "forkserver"  # imports PyTorch once; not on Windows
+MARK = ".written-by-make-mine"  # Only a folder that has it is written over.
 COPIED = ("minillama", "tests", "conftest.py", "pyproject.toml")
 
 
@@ -161,11 +162,20 @@ def _first(statement):
     return min(x.lineno for x in [statement, *decorators])
 
 
+def require_own_folder(out):
+    """Refuse a folder that holds anything but an earlier copy: it is written over."""
+    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
+        raise ValueError(f"--out must be an empty folder or an earlier one, got {out}")
+
+
 def copy_project(out, project=sync.PROJECT):
-    """Write what a run of the tests needs into an empty folder."""
+    """Write what a run of the tests needs into a folder, over an earlier copy."""
     skipped = shutil.ignore_patterns("__pycache__")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
     for name in COPIED:
         if (project / name).is_dir():
+            shutil.rmtree(out / name, ignore_errors=True)
             shutil.copytree(project / name, out / name, ignore=skipped)
         else:
             shutil.copy(project / name, out / name)
@@ -247,17 +257,16 @@ def main(arguments=None, project=sync.PROJECT):
     )
     options = parser.parse_args(arguments)
     only, without = (x.split(",") if x else [] for x in (options.only, options.without))
+    out = options.out.resolve()
     try:
+        require_own_folder(out)
         found = chosen(pieces(options.notebooks), only, without)
     except (OSError, ValueError) as error:
         print(f"mine: {error}", file=sys.stderr)
         return 2
-    good, out = sorted_out(found), options.out.resolve()
+    good = sorted_out(found)
     if not good:
         return 1
-    for name in COPIED:
-        shutil.rmtree(out / name, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
     copy_project(out, project)
     for piece in good:
         put(piece, out)

@@ -86,11 +86,16 @@ def student_edition(notebook):
 
 
 def write_student_edition(out, notebooks):
-    """Write the blank edition of notebooks, given by their paths, into a folder."""
+    """Write blanks of notebooks, given by their paths; return how many were written.
+
+    A notebook that lies in the folder `out` already may hold somebody's work: it stays.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    for path in notebooks:
+    missing = [path for path in notebooks if not (out / path.name).exists()]
+    for path in missing:
         notebook = student_edition(nbformat.read(path, as_version=4))
         nbformat.write(notebook, out / path.name)
+    return len(missing)
 
 
 def main(arguments=None, project=sync.PROJECT):
@@ -102,8 +107,10 @@ def main(arguments=None, project=sync.PROJECT):
     parser.add_argument("--out", type=Path, default=STUDENT, help="the folder")
     options = parser.parse_args(arguments)
     paths = sorted(project.glob("notebooks/*.ipynb"))
-    write_student_edition(options.out, paths)
-    print(f"{len(paths)} notebooks with blanks in {options.out}")
+    written = write_student_edition(options.out, paths)
+    print(f"{written} notebooks with blanks in {options.out}")
+    if written < len(paths):
+        print(f"{len(paths) - written} were there before and stay as they are")
     return 0
 
 
