@@ -7,6 +7,8 @@ beside them. Left out: several rounds of annotation, other optimisers than PPO.
 """
 
 import json
+import math
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -309,23 +311,44 @@ def side_by_side(prompts, before, after, count=5):
 
 @expects("history: list (N,)")
 def draw_curves(history, path):
-    """Draw gold helpfulness, proxy reward and KL against PPO's iterations to a file."""
+    """Draw gold rates, proxy reward and KL against PPO's iterations to a file.
+
+    Thin lines are iterations, thick ones means over the eleven around each.
+    """
     from matplotlib.figure import Figure  # here, because only a run draws
 
+    panels = (  # title, unit, {column: (label, colour)}
+        (
+            "Gold: what nobody optimised",
+            "share",
+            {
+                "helpfulness": ("helpfulness, of its maximum", "#0072B2"),
+                "refusal": ("unsafe requests refused", "#009E73"),
+                "risky_advice": ("answers with risky advice", "#D55E00"),
+            },
+        ),
+        ("Proxy: what PPO climbs", "logit", {"proxy": (None, "#0072B2")}),
+        ("The way from the SFT policy", "KL, nats", {"kl": (None, "#0072B2")}),
+    )
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    panels = (
-        ("helpfulness", "gold helpfulness", "share of its maximum"),
-        ("proxy", "proxy reward", "logit"),
-        ("kl", "KL from the SFT policy", "nats per answer"),
-    )
-    first, last = history[0]["helpfulness"], history[-1]["helpfulness"]
-    figure.suptitle(
-        f"Gold helpfulness goes from {first:.2f} to {last:.2f} as PPO climbs the proxy"
-    )
-    for axes, (name, title, unit) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.plot([numbers[name] for numbers in history], color="#0072B2")
-        axes.set(xlabel="iteration", ylabel=unit, title=title)
+    for axes, (title, unit, lines) in zip(figure.subplots(1, 3), panels, strict=True):
+        for name, (label, colour) in lines.items():
+            values = [numbers[name] for numbers in history]
+            axes.plot(values, color=colour, linewidth=0.6, alpha=0.35)
+            axes.plot(_around(values), color=colour, linewidth=2, label=label)
+        axes.set(xlabel="PPO's iterations", ylabel=unit, title=title)
+        if len(lines) > 1:
+            axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _around(values, reach=5):
+    """Means over up to `reach` neighbours on either side; NaN counts nowhere."""
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [
+        statistics.fmean([x for x in window if not math.isnan(x)] or [math.nan])
+        for window in windows
+    ]
 
 
 # ----------------------------------------------------------------------------- commands

@@ -85,11 +85,14 @@ def text_files():
         "README.md",
         "Makefile",
         "LICENSE",
+        "CITATION.cff",
         "*.txt",
         "*.toml",
         "*.py",
         ".gitignore",
         ".ci/*",
+        ".devcontainer/*",
+        ".github/**/*.yml",
         "minillama/**/*.py",
         "tests/**/*.py",
         "tests/*.cfg",
@@ -349,6 +352,15 @@ def test_the_readmes_tree_lists_what_exists():
     assert [
         name for name in there if not re.search(rf"(?<![\w.]){re.escape(name)}", tree)
     ] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "notebooks/README.md"])
+def test_every_link_of_a_readme_leads_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+    assert links
+    missing = [x for x in links if not ((ROOT / page).parent / x).exists()]
+    assert not missing
 
 
 def test_the_readmes_tree_lists_nothing_else():
