@@ -296,7 +296,7 @@ def others_by_mask(scores):
     """Leave-one-out by a matrix with a zero diagonal."""
     policy_gradient.leave_one_out(scores)
     K = scores.shape[-1]
-    return scores @ (1 - torch.eye(K)) / (K - 1)
+    return scores @ (1 - torch.eye(K, dtype=scores.dtype)) / (K - 1)
 
 
 def to_go(change=lambda x: x, masked=True):
@@ -439,6 +439,7 @@ def grpo_by_rows(
         new, old, A, mask, clip_eps=0.2, ratio="token", average="answer", length=None
     ):
         weights, total = grpo.token_weights(mask, average, length), 0.0
+        A = A.detach()
         for i in range(len(A)):
             apart = new[i] - (old[i].detach() if detached else old[i])
             apart = apart[mask[i]] if filled else apart * mask[i]

@@ -303,7 +303,7 @@ def chosen_by(loses=None, chance=None):
 
     def f(utilities, others, n, temperature=1.0):
         best_of_n.chosen_chance(utilities, others, n, temperature)  # its refusals
-        behind = (others - utilities[:, None]) / temperature  # (N, M)
+        behind = (others.double() - utilities[:, None]) / temperature  # (N, M)
         p = (loses or (lambda x: torch.sigmoid(x).mean(1)))(behind)
         return (chance or (lambda p, n: 1 - p ** (n - 1)))(p, n)
 

@@ -1,6 +1,8 @@
 """Cases, their checks, and the tiny models that checks share."""
 
+import dataclasses
 import functools
+import random
 import traceback
 from pathlib import Path
 
@@ -14,14 +16,17 @@ LONG = 110  # More of a value than so many characters is not shown.
 OURS = [Path(file).parent for file in (tokenizer.__file__, torch.__file__)]
 
 
-def check(cases):
-    """Make `check(implementation)` of a generator of (claim, got, expected, hint)."""
+def check(cases, may_draw=False):
+    """Make `check(implementation)` of a generator of (claim, got, expected, hint).
+
+    may_draw: the implementation may use the random numbers that everybody draws from.
+    """
 
     @functools.wraps(cases)
     def check(implementation):
-        passed = 0
+        passed, tried = 0, guarded(implementation, cases.__name__, may_draw)
         try:
-            for claim, got, expected, hint in cases(implementation):
+            for claim, got, expected, hint in cases(tried):
                 if not same(got, expected):
                     raise AssertionError(
                         f"{cases.__name__}: {claim}: {told(got, expected)}. "
@@ -50,6 +55,60 @@ def is_ours(error):
         Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)
     ]
     return all(any(home in file.parents for home in OURS) for file in files)
+
+
+def guarded(implementation, name, may_draw):
+    """Return a function that fails if a call changes what is not its own.
+
+    That is an argument, or, unless it may draw, the state of the random numbers that
+    everybody draws from. A class comes back as it is.
+    """
+    if isinstance(implementation, type):
+        return implementation
+
+    @functools.wraps(implementation)
+    def call(*arguments, **named):
+        given = {**dict(enumerate(arguments, 1)), **named}
+        before, state = held(given), (torch.get_rng_state(), random.getstate())
+        result = implementation(*arguments, **named)
+        for (key, was), (_, now) in zip(before, held(given), strict=True):
+            if not alike(was, now):
+                raise AssertionError(
+                    f"{name}: argument {key} after a call: {told(now, was)}. "
+                    "Hint: change no argument, work on something new."
+                )
+        if not may_draw and not alike(
+            state, (torch.get_rng_state(), random.getstate())
+        ):
+            raise AssertionError(
+                f"{name}: global random numbers: expected none drawn and nothing "
+                "seeded, got another state after a call. Hint: draw from the "
+                "generator that is given alone."
+            )
+        return result
+
+    return call
+
+
+def held(value):
+    """Return a copy of what a call could change: tensors, and what holds them."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        value = list(value.items())
+    return [held(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def alike(was, now):
+    """Return whether two such copies agree, NaN with NaN."""
+    if isinstance(was, torch.Tensor) and isinstance(now, torch.Tensor):
+        same = was.shape == now.shape and was.dtype == now.dtype
+        return same and bool(((was == now) | ((was != was) & (now != now))).all())
+    if isinstance(was, list | tuple) and isinstance(now, list | tuple):
+        return len(was) == len(now) and all(map(alike, was, now))
+    return was is now or was == now
 
 
 def same(got, expected):
@@ -119,6 +178,16 @@ def error_of(call):
     except Exception as error:
         return type(error)
     return "no error"
+
+
+def dtype_of(call):
+    """Return the dtype of what `call` returns, or the type of torch's error."""
+    try:
+        return call().dtype
+    except NotImplementedError:
+        raise
+    except RuntimeError as error:
+        return type(error)
 
 
 def row(*values):

@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 from collections import Counter
@@ -2072,7 +2073,7 @@ def _written(numbers, chances, temperature=1.0, end=None, kept=()):
     return text, [round(hot[i] / total, 3) for i in text]
 
 
-@check
+@functools.partial(check, may_draw=True)
 def generate(f):
     """Check `generate(model, prompts, max_new_tokens, ...)`."""
     network = tiny_llama()

@@ -1,18 +1,51 @@
 """Checks of lessons 14 to 20: from the policy gradient to PPO and the best of n."""
 
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 
-from minillama.course.checks.case import check, error_of, gradient, row, tiny_llama
+from minillama.course.checks.case import (
+    check,
+    dtype_of,
+    error_of,
+    gradient,
+    row,
+    tiny_llama,
+)
 from minillama.data import PairExample
 from minillama.exact import Responses
 from minillama.ppo import Experience, PPOSettings
 from minillama.reward_model import RewardModel, ValueModel
-from minillama.world import CLOSERS, FILLERS, OPENERS, RISKY, RUDE, TASKS, Prompt
+from minillama.world import (
+    CLOSERS,
+    FILLERS,
+    OPENERS,
+    REFUSALS,
+    RISKY,
+    RUDE,
+    TASKS,
+    Prompt,
+)
 
 # ------------------------------------------------------------------ 14 policy gradient
+
+
+def _normal(*shape, seed=0, scale=1.0):
+    """Return normal random numbers, the same on every call."""
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(shape, generator=generator)
+
+
+def _ragged():
+    """Return a response_mask of five answers of 3, 1, 4, 2 and 5 tokens, (5, 6)."""
+    starts, ends = (
+        torch.tensor([[1], [2], [1], [4], [1]]),
+        torch.tensor([4, 3, 5, 6, 6]),
+    )
+    at = torch.arange(6)
+    return (at >= starts) & (at < ends[:, None])
 
 
 @check
@@ -52,6 +85,35 @@ def reinforce_loss(f):
         ValueError,
         "(B, 1) would broadcast",
     )
+    mask, logprobs = _ragged(), _normal(5, 6)
+    advantages = _normal(5, 6, seed=1)
+    by_hand = -sum(
+        logprobs[b, t].item() * advantages[b, t].item() for b, t in mask.nonzero()
+    )
+    yield (
+        "five answers of 3, 1, 4, 2 and 5 tokens",
+        f(logprobs, advantages, mask),
+        torch.tensor(by_hand / 5),
+        "divide by the number of answers, whatever their lengths",
+    )
+    yield (
+        "the slopes of all their tokens",
+        gradient(lambda x: f(x, advantages, mask), logprobs),
+        torch.where(mask, -advantages / 5, 0.0),
+        "each token by its own advantage",
+    )
+    yield (
+        "advantages may be NaN on padding, too",
+        f(logprobs, torch.where(mask, advantages, math.nan), mask),
+        torch.tensor(by_hand / 5),
+        "index both with the mask",
+    )
+    yield (
+        "float64 logprobs, a float64 loss",
+        f(logprobs.double(), advantages.double(), mask).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -88,6 +150,29 @@ def leave_one_out(f):
         error_of(lambda: f(torch.tensor([[3.0], [1.0]]))),
         ValueError,
         "there is no other; K - 1 is 0",
+    )
+    many = _normal(2, 3, 4)
+    others = [
+        [[sum(row[:i] + row[i + 1 :]) / 3 for i in range(4)] for row in table]
+        for table in many.tolist()
+    ]
+    yield (
+        "two times three prompts of four answers",
+        f(many),
+        torch.tensor(others),
+        "the last dimension holds answers, however many come before it",
+    )
+    yield (
+        "one answer alone, without prompts, is refused",
+        error_of(lambda: f(torch.tensor([3.0]))),
+        ValueError,
+        "look at the last size of the shape",
+    )
+    yield (
+        "float64 scores, float64 baselines",
+        f(many.double()).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -126,6 +211,22 @@ def rewards_to_go(f):
         TypeError,
         "compare mask.dtype",
     )
+    mask, rewards = _ragged(), _normal(5, 6)
+    by_hand = torch.zeros(5, 6)
+    for b, t in mask.nonzero():
+        by_hand[b, t] = sum(rewards[b, s] for s in range(t, 6) if mask[b, s])
+    yield (
+        "five answers of 3, 1, 4, 2 and 5 tokens",
+        f(rewards, mask),
+        by_hand,
+        "each answer by itself, without discount",
+    )
+    yield (
+        "the dtype is that of the rewards",
+        [f(x, mask).dtype for x in (rewards, rewards.double())],
+        [torch.float32, torch.float64],
+        "convert back what you convert",
+    )
 
 
 @check
@@ -162,6 +263,20 @@ def gradient_variance(f):
         error_of(lambda: f(three, chances[:2])),
         ValueError,
         "rows are answers",
+    )
+    g, p = _normal(5, 3), torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
+    mean = [sum(p[n] * g[n, i] for n in range(5)) for i in range(3)]
+    yield (
+        "five answers, three entries",
+        f(g, p),
+        sum(p[n] * (g[n, i] - mean[i]) ** 2 for n in range(5) for i in range(3)),
+        "the variance of each entry, weighed by the chances, then the sum",
+    )
+    yield (
+        "float64 gradients, a float64 variance",
+        f(g.double(), p.double()).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -206,6 +321,31 @@ def masked_mean(f):
         error_of(lambda: f(values, mask.float())),
         TypeError,
         "compare mask.dtype",
+    )
+    cube = torch.arange(24.0).view(2, 3, 4)
+    yield (
+        "one entry, three entries in a row, and a cube",
+        torch.stack(
+            [
+                f(torch.tensor([4.0, 9.0]), torch.tensor([False, True])),
+                f(torch.arange(5.0), torch.arange(5) < 3),
+                f(cube, cube % 5 == 1),
+            ]
+        ),
+        torch.tensor([9.0, 1.0, 11.0]),  # 1, 6, 11, 16, 21
+        "any shape; divide by how many are True",
+    )
+    yield (
+        "entries that differ in sign",
+        f(_normal(5, 6), _ragged()),
+        sum(_normal(5, 6)[b, t] for b, t in _ragged().nonzero()) / 15,
+        "the mean, no median and no size",
+    )
+    yield (
+        "float64 values, a float64 mean",
+        f(cube.double(), cube > 3).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -257,6 +397,27 @@ def logit(f):
             "refuse a value outside [0, 1], a linear score for example, before "
             "clamping hides it"
         ),
+    )
+    yield (
+        "near the ends, in float64: 0.00001 and 0.99999",
+        f(torch.tensor([1e-5, 1 - 1e-5], dtype=torch.float64)),
+        torch.tensor([-11.512915, 11.512915]),
+        "clamp changes what is beyond the ends alone: no shift, no squeeze",
+    )
+    yield (
+        "any shape, and float64 stays float64",
+        (
+            f(torch.full((2, 3), 0.5).double()).dtype,
+            tuple(f(torch.full((2, 3, 1), 0.5)).shape),
+        ),
+        (torch.float64, (2, 3, 1)),
+        "entry by entry",
+    )
+    yield (
+        "-0.1 is no probability",
+        error_of(lambda: f(torch.tensor([-0.1]))),
+        ValueError,
+        "refuse it before clamping hides it",
     )
 
 
@@ -310,6 +471,38 @@ def whiten(f):
         ValueError,
         "one value has no variance; n - 1 is 0",
     )
+    yield (
+        "shift_mean=False under a mask",
+        f(padded, mask, shift_mean=False),
+        F.pad(hand + 2.5, (1, 1)),
+        "add the mean of what counts, and leave 0 elsewhere",
+    )
+    broken = torch.where(mask, padded, math.nan)
+    yield (
+        "padding may be NaN",
+        f(broken, mask),
+        F.pad(hand, (1, 1)),
+        "0 * NaN is NaN; index with the mask",
+    )
+    half = f((1000 * four).half())
+    yield (
+        "float16, (1000, 2000, 3000, 4000)",
+        half,
+        hand.half(),
+        "the variance overflows in float16: compute in float64",
+    )
+    yield (
+        "the dtype is that of the values",
+        (half.dtype, f(four.double()).dtype),
+        (torch.float16, torch.float64),
+        "convert back at the end",
+    )
+    yield (
+        "five small values, two rows of answers",
+        f(four.view(2, 2) / 1000, torch.tensor([[True, True], [True, False]])),
+        torch.tensor([[-0.995037, 0.0], [0.995037, 0.0]]),  # var 1e-6, and 1e-8 more
+        "rsqrt(var + 1e-8), over the rows together",
+    )
 
 
 # ------------------------------------------------------------------------- 16 kl reward
@@ -361,6 +554,40 @@ def exact_kl(f):
         error_of(lambda: f(policy, reference[0, :, :1])),
         ValueError,
         "broadcasting would hide a mistake",
+    )
+    yield (
+        "inf where the reference excludes a token that the policy may draw",
+        f(torch.zeros(1, 2, 3), excluded.flip(-1).expand(1, 2, 3)),
+        torch.full((1, 2), math.inf),
+        "hide nothing: p * (log p + inf) is inf",
+    )
+    logits, other = _normal(2, 3, 5, scale=4.0), _normal(2, 3, 5, seed=1, scale=4.0)
+
+    def kl(a, b):
+        a, b = ([math.exp(x) for x in row] for row in (a.tolist(), b.tolist()))
+        a, b = ([x / sum(row) for x in row] for row in (a, b))
+        return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
+
+    by_hand = torch.tensor(
+        [[kl(logits[b, t], other[b, t]) for t in range(3)] for b in range(2)]
+    )
+    yield (
+        "two texts, three positions, five tokens",
+        f(logits, other),
+        by_hand,
+        "sum over the vocabulary, the last dimension, and over nothing else",
+    )
+    yield (
+        "one distribution alone",
+        f(logits[0, 0], other[0, 0]),
+        by_hand[0, 0],
+        "any leading dimensions",
+    )
+    yield (
+        "dtypes of float16, float32 and float64 logits",
+        [f(x, x).dtype for x in (logits.half(), logits, logits.double())],
+        [torch.float32, torch.float32, torch.float64],
+        "at least float32",
     )
 
 
@@ -429,6 +656,35 @@ def kl_estimate(f):
         ValueError,
         "name the three kinds",
     )
+    yield (
+        "slopes in the reference at logratio -0.5",
+        torch.stack(
+            [
+                gradient(lambda x, k=kind: f(row(-0.5), x, k), torch.zeros(1, 1))
+                for kind in ("k1", "k2", "k3")
+            ]
+        ),
+        -slope,
+        "gradients flow through both arguments",
+    )
+    a, b = _normal(3, 5, scale=6.0), _normal(3, 5, seed=1, scale=6.0)
+    for kind, by_hand in (
+        ("k1", a - b),
+        ("k2", (a - b) ** 2 / 2),
+        ("k3", (b - a).exp() - 1 + a - b),
+    ):
+        yield (
+            f"{kind} of three rows far from the reference",
+            f(a, b, kind) / by_hand,
+            torch.ones(3, 5),
+            "token by token, with no limit",
+        )
+    yield (
+        "float64 logprobs, float64 estimates",
+        [f(a.double(), b.double(), kind).dtype for kind in ("k1", "k2", "k3")],
+        [torch.float64] * 3,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -479,6 +735,36 @@ def kl_penalised_rewards(f):
         error_of(lambda: f(scores, logprobs, ref_logprobs, mask, 0.1)),
         ValueError,
         "its score has no place to go",
+    )
+    mask, a, b = _ragged(), _normal(5, 6), _normal(5, 6, seed=1)
+    scores, by_hand = _normal(5, seed=2), torch.zeros(5, 6)
+    for row_of, t in mask.nonzero().tolist():
+        by_hand[row_of, t] = -0.7 * (a[row_of, t] - b[row_of, t])
+    for row_of, last in enumerate((3, 2, 4, 5, 5)):
+        by_hand[row_of, last] += scores[row_of]
+    yield (
+        "five answers of 3, 1, 4, 2 and 5 tokens",
+        f(scores, a, b, mask, 0.7),
+        by_hand,
+        "each row's score on its own last token, beta as it is given",
+    )
+    yield (
+        "nothing has a gradient: scores, logprobs, reference",
+        [
+            f(
+                *(x.requires_grad_() for x in (scores.clone(), a.clone(), b.clone())),
+                mask,
+                0.7,
+            ).requires_grad
+        ],
+        [False],
+        "detach the result",
+    )
+    yield (
+        "float64 in, float64 out",
+        f(scores.double(), a.double(), b.double(), mask, 1.0).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -552,6 +838,47 @@ def gae(f):
         ValueError,
         "look at response_mask before the loop",
     )
+    yield (
+        "gamma is 1 and lam 0.95 by default",
+        torch.stack(f(rewards, values, full)),
+        torch.stack(f(rewards, values, full, 1.0, 0.95)),
+        "see the head of the definition",
+    )
+    leaf = rewards.clone().requires_grad_()
+    yield (
+        "rewards reach nothing either",
+        [x.requires_grad for x in f(leaf, values, full)],
+        [False, False],
+        "detach both",
+    )
+    mask, r, v = _ragged(), _normal(5, 6), _normal(5, 6, seed=1)
+    by_hand = torch.zeros(5, 6)
+    for b, t in mask.nonzero().tolist():
+        rest = [s for s in range(t, 6) if mask[b, s]]
+        by_hand[b, t] = sum(
+            0.63 ** (s - t)
+            * (r[b, s] + 0.9 * (v[b, s + 1] if s + 1 in rest else 0.0) - v[b, s])
+            for s in rest
+        )
+    yield (
+        "five answers of 3, 1, 4, 2 and 5 tokens, as a sum over later errors",
+        torch.stack(f(r, v, mask, 0.9, 0.7)),
+        torch.stack((by_hand, torch.where(mask, by_hand + v, 0.0))),
+        "sum of (gamma * lam)^k * delta[t + k], row by row",
+    )
+    broken = [torch.where(mask, x, math.nan) for x in (r, v)]
+    yield (
+        "off the response there may be NaN",
+        torch.stack(f(*broken, mask, 0.9, 0.7)),
+        torch.stack((by_hand, torch.where(mask, by_hand + v, 0.0))),
+        "0 * NaN is NaN; use torch.where",
+    )
+    yield (
+        "float64 in, float64 out",
+        [x.dtype for x in f(r.double(), v.double(), mask)],
+        [torch.float64] * 2,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -605,6 +932,54 @@ def value_model(f):
         True,
         "a deep copy of the body",
     )
+    yield (
+        "what it holds besides a body without lm_head",
+        [name for name, _ in model.named_parameters() if name[:6] != "llama."],
+        ["value.weight"],
+        "one linear head, without bias",
+    )
+    yield (
+        "the body has no lm_head",
+        model.llama.lm_head,
+        None,
+        "copy_body leaves it out",
+    )
+    body = model.llama.embed_tokens.weight
+    yield (
+        "the gradient reaches the embeddings",
+        bool(body.grad is not None and body.grad.abs().sum() > 0),
+        True,
+        "detach nothing",
+    )
+    with torch.no_grad():
+        model.value.weight.mul_(2)
+        twice = model(ids)
+    yield (
+        "twice the weights of its head, twice the values",
+        twice,
+        2 * alone,
+        "the head is its own, and linear",
+    )
+    half = f(RewardModel(tiny_llama().bfloat16()))
+    yield (
+        "head and values of a bfloat16 body",
+        (half.value.weight.dtype, dtype_of(lambda: half(ids))),
+        (torch.float32, torch.float32),
+        "the head stays float32: convert the states with .float()",
+    )
+    three = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0], [7, 3, 8, 0, 0]])
+    real = torch.tensor(
+        [[True] * 5, [True] * 3 + [False] * 2, [True] * 2 + [False] * 3]
+    )
+    with torch.no_grad():
+        rows = [model(x[None, : m.sum()])[0] for x, m in zip(three, real, strict=True)]
+        got = model(three, real)
+    yield (
+        "three texts of 5, 3 and 2 tokens, each as if alone",
+        got,
+        torch.stack([F.pad(x, (0, 5 - len(x))) for x in rows]),
+        "row by row",
+    )
 
 
 @check
@@ -644,6 +1019,55 @@ def exact_values(f):
         torch.stack((values[0], advantages[0])),
         torch.tensor([[0, 0.7, 0.8], [0, -0.3, -1.8]]),
         "0.5 * 1 + 0.5 * (0.5 * 0.8) = 0.7; use gamma in both results",
+    )
+    # Every response of up to three tokens of 0, 1 and 2, where 2 ends one.
+    ids, mask = [], []
+    for text in itertools.product((0, 1, 2), repeat=3):
+        end = text.index(2) + 1 if 2 in text else 3
+        if text[end:] == (0,) * (3 - end):
+            ids.append([1, *text])
+            mask.append([False] + [True] * end + [False] * (3 - end))
+    ids, mask = torch.tensor(ids), torch.tensor(mask)
+    N, real = len(ids), mask | (torch.arange(4) == 0)
+    logp = _normal(N).double().log_softmax(0)
+    # A reward depends on the tokens so far: ids as digits.
+    rewards = ((ids * torch.tensor([1, 3, 9, 27])).cumsum(1) * 1.7).sin().double()
+    by_hand = torch.zeros(2, N, 4, dtype=torch.float64)
+    follow = torch.zeros(N, 5, dtype=torch.float64)
+    for t in (3, 2, 1):
+        follow[:, t] = mask[:, t] * rewards[:, t] + 0.8 * follow[:, t + 1]
+    for n, t in mask.nonzero().tolist():
+        alike = [m for m in range(N) if mask[m, t] and ids[m, :t].equal(ids[n, :t])]
+        p = logp[alike].exp()
+        by_hand[0, n, t] = (p * follow[alike, t]).sum() / p.sum()
+    later = F.pad(by_hand[0, :, 1:], (0, 1))
+    by_hand[1] = (rewards + 0.8 * later - by_hand[0]) * mask
+    got = f(logp, rewards, Responses(ids, real, mask), gamma=0.8)
+    yield (
+        "fifteen responses of up to three tokens",
+        torch.stack(got),
+        by_hand,
+        "a state is all tokens before t, not the last one",
+    )
+    yield (
+        "gamma is 1 by default",
+        torch.stack(f(logp, rewards, Responses(ids, real, mask))),
+        torch.stack(f(logp, rewards, Responses(ids, real, mask), 1.0)),
+        "see the head of the definition",
+    )
+    low = f(logp.float(), rewards.float(), Responses(ids, real, mask))
+    yield (
+        "float64, both",
+        [x.dtype for x in low],
+        [torch.float64] * 2,
+        "convert first",
+    )
+    leaf = logp.clone().requires_grad_()
+    yield (
+        "values are data",
+        [x.requires_grad for x in f(leaf, rewards, Responses(ids, real, mask))],
+        [False, False],
+        "detach logp",
     )
 
 
@@ -717,6 +1141,51 @@ def policy_loss(f):
         ValueError,
         "(B, 1) would broadcast",
     )
+    mask, new, old = _ragged(), _normal(5, 6), _normal(5, 6, seed=1)
+    A = _normal(5, 6, seed=2)
+    for eps in (0.05, 0.5):
+        terms, slope = [], torch.zeros(5, 6)
+        for b, t in mask.nonzero().tolist():
+            ratio, a = math.exp(new[b, t] - old[b, t]), A[b, t].item()
+            limited = min(max(ratio, 1 - eps), 1 + eps)
+            terms.append(min(ratio * a, limited * a))
+            slope[b, t] = -ratio * a / 15 if ratio * a <= limited * a else 0.0
+        yield (
+            f"five answers of 3, 1, 4, 2 and 5 tokens, clip_eps {eps}",
+            f(new, old, A, mask, eps),
+            torch.tensor(-sum(terms) / 15),
+            "clip with the clip_eps that is given, on both sides",
+        )
+        yield (
+            f"its slopes, clip_eps {eps}",
+            gradient(lambda x, eps=eps: f(x, old, A, mask, eps), new),
+            slope,
+            "token by token: -ratio * A / n, or 0 where the clipped term is smaller",
+        )
+    yield (
+        "clip_eps is 0.2 by default",
+        f(new, old, A, mask),
+        f(new, old, A, mask, 0.2),
+        "see the head of the definition",
+    )
+    yield (
+        "ratios of e^4 and e^-4 count as they are where nothing clips them",
+        torch.stack([f(row(x), zero, row(a), one) for x, a in ((4, -1), (-4, 1))]),
+        torch.tensor([54.59815, -0.018316]),
+        "one clip, on the ratio, and a minimum; no other limit",
+    )
+    yield (
+        "padding may be NaN, in all three",
+        f(*(torch.where(mask, x, math.nan) for x in (new, old, A)), mask),
+        f(new, old, A, mask),
+        "0 * NaN is NaN; index with the mask",
+    )
+    yield (
+        "float64 in, float64 out",
+        f(new.double(), old.double(), A.double(), mask).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -776,6 +1245,52 @@ def value_loss(f):
         ValueError,
         "(B, 1) would broadcast",
     )
+    mask, new, old = _ragged(), _normal(5, 6, scale=2.0), _normal(5, 6, seed=1)
+    R = _normal(5, 6, seed=2, scale=2.0)
+    for eps in (0.3, 1.0, math.inf):
+        terms, slope = [], torch.zeros(5, 6)
+        for b, t in mask.nonzero().tolist():
+            v, o, r = (x[b, t].item() for x in (new, old, R))
+            limited = min(max(v, o - eps), o + eps)
+            terms.append(max((v - r) ** 2, (limited - r) ** 2))
+            plain = (v - r) ** 2 >= (limited - r) ** 2
+            slope[b, t] = (v - r) / 15 if plain else 0.0
+        yield (
+            f"five answers of 3, 1, 4, 2 and 5 tokens, clip_eps {eps}",
+            f(new, old, R, mask, eps),
+            torch.tensor(sum(terms) / 30),
+            "old_value - clip_eps to old_value + clip_eps, for each token its own",
+        )
+        yield (
+            f"its slopes, clip_eps {eps}",
+            gradient(lambda x, eps=eps: f(x, old, R, mask, eps), new),
+            slope,
+            "(value - return) / n, or 0 where the clipped error is larger",
+        )
+    yield (
+        "clip_eps is 0.2 by default",
+        f(new, old, R, mask),
+        f(new, old, R, mask, 0.2),
+        "see the head of the definition",
+    )
+    yield (
+        "old_values and returns feel nothing, where values are clipped",
+        gradient(lambda x: f(new, x[0], x[1], mask, 0.3), torch.stack((old, R))),
+        torch.zeros(2, 5, 6),
+        "detach them",
+    )
+    yield (
+        "padding may be NaN, in all three",
+        f(*(torch.where(mask, x, math.nan) for x in (new, old, R)), mask),
+        f(new, old, R, mask),
+        "0 * NaN is NaN; index with the mask",
+    )
+    yield (
+        "float64 in, float64 out",
+        f(new.double(), old.double(), R.double(), mask).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 def _three_answers():
@@ -812,6 +1327,47 @@ def objective(f):
         gradient(lambda x: f(x.log_softmax(0), ref_logp, scores, 1.0), ref_logp),
         torch.tensor([-0.35, 0.09, 0.26]),
         "the KL has its minimum there; nothing may be detached",
+    )
+    slope = gradient(lambda x: f(x.log_softmax(0), ref_logp, scores, 2.0), logp)
+    # p (reward - its mean), with reward = score - 2 (log p - log ref_p)
+    reward = scores - 2.0 * (logp - ref_logp)
+    yield (
+        "its slope where the policy has left the reference, beta = 2",
+        slope,
+        logp.exp() * (reward - (logp.exp() * reward).sum()),
+        "gradient through score and KL alike",
+    )
+    never = torch.tensor([0.25, 0.75, 0.0], dtype=torch.float64).log()
+    yield (
+        "an answer that the policy never gives: 0.75 - 0.5 * KL",
+        f(never, ref_logp, scores, 0.5),
+        torch.tensor(0.75 - 0.5 * (0.25 * math.log(0.5) + 0.75 * math.log(2.5))),
+        "0 * log 0 = 0",
+    )
+    far = torch.tensor([1e-9, 1e-9, 1 - 2e-9], dtype=torch.float64).log()
+    five = (
+        _normal(5).double().log_softmax(0),
+        _normal(5, seed=1).double().log_softmax(0),
+    )
+    worth = _normal(5, seed=2, scale=9.0).double()
+    by_hand = [
+        math.exp(a) * (s - 3.0 * (a - b))
+        for a, b, s in zip(*(x.tolist() for x in (*five, worth)), strict=True)
+    ]
+    yield (
+        "five answers at beta = 3, and three with a reference far away",
+        torch.stack((f(*five, worth, 3.0), f(ref_logp, far, scores, 1.0))),
+        torch.tensor(
+            [
+                sum(by_hand),
+                0.7
+                - sum(
+                    p * (math.log(p) - q)
+                    for p, q in zip((0.5, 0.3, 0.2), far.tolist(), strict=True)
+                ),
+            ]
+        ),
+        "no limit to the KL",
     )
 
 
@@ -871,6 +1427,30 @@ def optimal_policy(f):
         ValueError,
         "the optimum need not be unique",
     )
+    five, worth = _normal(5).log_softmax(0), _normal(5, seed=1, scale=3.0)
+    best, height = f(five, worth, 2.0)
+    weights = [
+        math.exp(a + s / 2) for a, s in zip(five.tolist(), worth.tolist(), strict=True)
+    ]
+    yield (
+        "five answers at beta = 2",
+        best.exp(),
+        torch.tensor([w / sum(weights) for w in weights]),
+        "pi_ref * exp(score / beta), normalised",
+    )
+    yield (
+        "its objective is the height, and so is its mean score less 2 KL",
+        torch.stack((height, (best.exp() * (worth - 2 * (best - five))).sum())),
+        torch.tensor([2 * math.log(sum(weights))] * 2),
+        "beta log Z",
+    )
+    yield ("float64", (best.dtype, height.dtype), (torch.float64,) * 2, "convert first")
+    yield (
+        "scores of -2000 do not vanish",
+        f(ref_logp, -1000 * scores - 1e4, 1.0)[1],
+        torch.tensor(-1e4 + math.log(0.5)),
+        "use logsumexp",
+    )
 
 
 # ------------------------------------------------------------------------------- 19 ppo
@@ -906,6 +1486,39 @@ def response_logprobs(f):
         got.requires_grad,
         True,
         "PPO's loss climbs through them",
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    three = torch.tensor([[3, 1, 4, 1, 5], [0, 9, 2, 6, 7], [8, 2, 10, 0, 0]])
+    real = three > 0
+    answers = real.clone()
+    answers[:, :2] = answers[1, 2] = False
+    wanted = torch.zeros(3, 5)
+    for b, t in answers.nonzero().tolist():
+        start = int(real[b].int().argmax())
+        logits = model(three[b : b + 1, start:t])[0, -1]
+        wanted[b, t] = logits.log_softmax(-1)[three[b, t]]
+    got = f(model, three, real, answers)
+    yield (
+        "three texts, one padded on the left, one on the right, each token by its past",
+        got,
+        wanted,
+        "row by row; log-probabilities may be far below 0",
+    )
+    shares, parameters = _normal(3, 5, seed=3), list(model.parameters())
+    slopes = [
+        torch.autograd.grad((x * shares).sum(), parameters, allow_unused=True)
+        for x in (got, wanted)
+    ]
+    yield (
+        "every weight feels it as it should",
+        [
+            b.isclose(a, atol=1e-4, rtol=1e-3).all().item() if a is not None else False
+            for a, b in zip(*slopes, strict=True)
+        ],
+        [True] * len(parameters),
+        "detach nothing",
     )
 
 
@@ -944,6 +1557,96 @@ def _four_answers(policy):
         advantages=worth,
         returns=worth,
     )
+
+
+class _Follower(_Recorder):
+    """A `Stepper` that works out each loss by hand, and then changes its model."""
+
+    def __init__(self, model, by_hand):
+        super().__init__()
+        self.model, self.by_hand, self.expected, self.off = model, by_hand, [], []
+
+    def step(self, loss, batch_ids):
+        super().step(loss, batch_ids)
+        wanted, weights = self.by_hand(batch_ids), list(self.model.parameters())
+        self.expected.append(wanted.item())
+        slopes = [
+            torch.cat([x.flatten() for x in torch.autograd.grad(y, weights)])
+            if y.requires_grad
+            else torch.zeros(1)
+            for y in (loss, wanted)
+        ]
+        apart, size = (slopes[0] - slopes[1]).norm(), slopes[1].norm()
+        self.off.append((apart / (size + 0.01)).item())
+        with torch.no_grad():
+            for seed, weight in enumerate(weights):
+                weight += _normal(*weight.shape, seed=seed, scale=0.02)
+
+
+def _five_answers(policy):
+    """Return an `Experience` in which everything differs, and the policy has moved."""
+    starts, counted = torch.tensor([4, 3, 5, 6, 6]), _ragged()
+    mask = torch.arange(6) < starts[:, None]
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(1, 11, (5, 6), generator=generator) * mask
+    with torch.no_grad():
+        logprobs = _logprobs(policy, ids, mask)
+    logprobs, ref_logprobs, values, rewards, advantages, returns = (
+        (x + _normal(5, 6, seed=seed)) * counted
+        for seed, x in enumerate((logprobs, logprobs, 0, 0, 2, 1))
+    )
+    each = torch.zeros(5)
+    return Experience(
+        ids=ids,
+        mask=mask,
+        response_mask=counted,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        values=values,
+        safety=each,
+        helpfulness=each,
+        selected=each,
+        scores=each,
+        rewards=rewards,
+        advantages=advantages,
+        returns=returns,
+    )
+
+
+def _logprobs(policy, ids, mask):
+    """Return log p of each token but a row's first, where there is 0: (B, T)."""
+    table = torch.log_softmax(policy(ids, mask)[:, :-1], -1)
+    return F.pad(table.gather(-1, ids[:, 1:, None]).squeeze(-1), (1, 0))
+
+
+def _follow(f, seed, settings):
+    """Return both followers, the experience and the result of a step on it."""
+    policy = tiny_llama()
+    value_model = ValueModel(RewardModel(policy))
+    with torch.no_grad():
+        value_model.value.weight.copy_(_normal(1, 32))
+    x, eps, outside = _five_answers(policy), settings.clip_eps, []
+    counted = x.response_mask
+    mean = x.advantages[counted].mean()
+    spread = ((x.advantages[counted] - mean) ** 2).sum() / 14
+    white = (x.advantages - mean) / spread.sqrt()
+
+    def of_policy(rows):
+        at, logprobs = counted[rows], _logprobs(policy, x.ids[rows], x.mask[rows])
+        ratio, A = (logprobs - x.logprobs[rows])[at].exp(), white[rows][at]
+        outside.append(((ratio < 1 - eps) | (ratio > 1 + eps)).float().mean().item())
+        least = torch.minimum(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A)
+        return -least.sum() / len(A)
+
+    def of_values(rows):
+        at, v = counted[rows], value_model(x.ids[rows], x.mask[rows])
+        v, old, R = v[at], x.values[rows][at], x.returns[rows][at]
+        near = torch.minimum(torch.maximum(v, old - eps), old + eps)
+        return torch.maximum((v - R) ** 2, (near - R) ** 2).sum() / len(R) / 2
+
+    both = _Follower(policy, of_policy), _Follower(value_model, of_values)
+    generator = torch.Generator().manual_seed(seed)
+    return *both, outside, f(policy, value_model, *both, x, settings, generator)
 
 
 @check
@@ -1012,6 +1715,51 @@ def ppo_step(f):
         torch.tensor(6.25),
         "then this",
     )
+    settings = PPOSettings(epochs=2, minibatches=3, clip_eps=0.35)
+    first, second, outside, means = _follow(f, 0, settings)
+    yield (
+        "five answers in three minibatches: every answer once an epoch, for both",
+        [sorted(sum(x.rows[i : i + 3], [])) for x in (first, second) for i in (0, 3)],
+        [[0, 1, 2, 3, 4]] * 4,
+        "cut unequal minibatches rather than leave an answer out",
+    )
+    yield (
+        "losses of a policy that has moved, and moves, clip_eps 0.35",
+        torch.tensor(first.losses),
+        torch.tensor(first.expected),
+        "logprobs of the policy as it is, those of the experience as old ones",
+    )
+    yield (
+        "losses of values that are not 0, clip_eps 0.35",
+        torch.tensor(second.losses),
+        torch.tensor(second.expected),
+        "old values and returns of the experience, and settings.clip_eps",
+    )
+    yield (
+        "the slopes of both losses, in all weights",
+        [max(x.off) < 1e-3 for x in (first, second)],
+        [True, True],
+        "detach nothing that the models compute",
+    )
+    yield (
+        "the mean clip fraction, and the mean value loss",
+        torch.tensor(means),
+        torch.tensor([sum(x) / 6 for x in (outside, second.expected)]),
+        "over all steps, clip_eps 0.35",
+    )
+    yield (
+        "two plain numbers",
+        [isinstance(x, float) for x in means],
+        [True, True],
+        "take .item()",
+    )
+    again, other = (_follow(f, seed, settings)[0].rows for seed in (0, 1))
+    yield (
+        "the generator decides about the order: the same again, and another",
+        (again == first.rows, other == first.rows),
+        (True, False),
+        "hand the generator to torch.randperm",
+    )
 
 
 # ------------------------------------------------------------------ 20 overoptimisation
@@ -1052,6 +1800,33 @@ def best_of_n_policy(f):
         ValueError,
         "one score an answer",
     )
+    p, s = _normal(7).double().softmax(0), torch.tensor([2, 0, 1, 2, 1, 5, 2]).double()
+    by_hand = torch.zeros(7, dtype=torch.float64)
+    for draw in itertools.product(range(7), repeat=3):
+        best = max(draw, key=lambda i: s[i])  # the first of the highest
+        by_hand[best] += p[list(draw)].prod()
+    yield (
+        "all 343 draws of three from seven, with ties",
+        f(p.log(), s, 3).exp(),
+        by_hand,
+        "F(s)^n - F(s-)^n, shared in the policy's proportions",
+    )
+    yield (
+        "n = 50, scores far apart, in float64",
+        (
+            f(logp.float(), 1e6 * scores, 50).dtype,
+            f(logp, 1e6 * scores, 50)[0].item() < -30,
+        ),
+        (torch.float64, True),
+        "0.5^50 is small, not nothing",
+    )
+    never = torch.tensor([0.5, 0.5, 0.0, 0.0]).log()
+    yield (
+        "answers without any chance are never the best",
+        f(never, torch.tensor([0.0, 1.0, 1.0, 2.0]), 2),
+        torch.tensor([0.25, 0.75, 0.0, 0.0]).log(),
+        "-inf, no NaN: a level without a chance has no proportions",
+    )
 
 
 @check
@@ -1088,6 +1863,30 @@ def best_of_n_mean(f):
         error_of(lambda: f(scores, gold, 5)),
         ValueError,
         "without repetition",
+    )
+    scores, gold = _normal(3, 6), _normal(3, 6, seed=1)
+    scores[2, 4] = scores[2, 1]  # a tie: the first counts as the lowest
+    scores[1, 5] = scores[1, 0]
+    by_hand = [
+        [
+            sum(gold[b, max(c, key=lambda i: (scores[b, i], i))] for c in subsets)
+            / len(subsets)
+            for b in range(3)
+        ]
+        for n in (1, 2, 3, 5, 6)
+        for subsets in [list(itertools.combinations(range(6), n))]
+    ]
+    yield (
+        "three prompts of six answers, with ties: all subsets of 1, 2, 3, 5, 6",
+        torch.stack([f(scores, gold, n) for n in (1, 2, 3, 5, 6)]),
+        torch.tensor(by_hand),
+        "each prompt in its own order; of equal scores the last counts as the highest",
+    )
+    yield (
+        "float64, from whole numbers of gold too",
+        f(scores, (9 * gold).long(), 2).dtype,
+        torch.float64,
+        "convert gold first",
     )
 
 
@@ -1147,6 +1946,21 @@ def implicit_reward(f):
         ValueError,
         "(B, 1) would broadcast to (B, B)",
     )
+    a, b = _normal(5, scale=50.0), _normal(5, seed=1, scale=50.0)
+    yield (
+        "five answers far from the reference",
+        f(a, b, 0.3),
+        torch.tensor(
+            [0.3 * (x - y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+        ),
+        "no limit, and no mean taken off",
+    )
+    yield (
+        "the dtype is that of the logprobs",
+        [f(x, x, 0.3).dtype for x in (a, a.double())],
+        [torch.float32, torch.float64],
+        "convert nothing",
+    )
 
 
 @check
@@ -1196,6 +2010,39 @@ def dpo_loss(f):
         torch.tensor(899.0),
         "use logsigmoid: the log of sigmoid(-899) is log 0",
     )
+    four = [_normal(5, seed=seed, scale=3.0) for seed in range(4)]
+    gaps = (four[0] - four[2] - four[1] + four[3]).tolist()
+    losses = torch.tensor([math.log1p(math.exp(-0.7 * x)) for x in gaps])
+    yield (
+        "five pairs: none, mean, sum",
+        torch.cat([f(*four, 0.7, x).view(-1) for x in ("none", "mean", "sum")]),
+        torch.cat((losses, losses.mean().view(1), losses.sum().view(1))),
+        "reduce the losses of the pairs",
+    )
+    slopes = -0.7 * torch.sigmoid(-0.7 * torch.tensor(gaps))
+    for reduction, share in (("none", 1.0), ("mean", 0.2)):
+        yield (
+            f"slopes of the five, reduction {reduction}",
+            torch.stack(
+                [
+                    gradient(
+                        lambda x, i=i, r=reduction: f(
+                            *(x if i == j else y for j, y in enumerate(four)), 0.7, r
+                        ),
+                        four[i],
+                    )
+                    for i in range(4)
+                ]
+            ),
+            share * torch.stack((slopes, -slopes, 0 * slopes, 0 * slopes)),
+            "up with the chosen, down with the rejected, and the reference stays",
+        )
+    yield (
+        "float64 in, float64 out",
+        f(*(x.double() for x in four), 0.7).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -1225,6 +2072,39 @@ def ipo_loss(f):
         torch.stack([_slope(f, i, 0.25) for i in (2, 3)]),
         torch.zeros(2, 2),
         "detach it",
+    )
+    four = [_normal(5, seed=seed, scale=3.0) for seed in range(4)]
+    gaps = four[0] - four[2] - four[1] + four[3]
+    losses = torch.tensor([(x - 5 / 4) ** 2 for x in gaps.tolist()])
+    yield (
+        "five pairs at tau = 0.4: none, mean, sum",
+        torch.cat([f(*four, 0.4, x).view(-1) for x in ("none", "mean", "sum")]),
+        torch.cat((losses, losses.mean().view(1), losses.sum().view(1))),
+        "the target is 1 / 0.8; reduce the losses of the pairs",
+    )
+    slopes = 2 * (gaps - 5 / 4)
+    for reduction, share in (("none", 1.0), ("mean", 0.2)):
+        yield (
+            f"slopes of the five, reduction {reduction}",
+            torch.stack(
+                [
+                    gradient(
+                        lambda x, i=i, r=reduction: f(
+                            *(x if i == j else y for j, y in enumerate(four)), 0.4, r
+                        ),
+                        four[i],
+                    )
+                    for i in range(4)
+                ]
+            ),
+            share * torch.stack((slopes, -slopes, 0 * slopes, 0 * slopes)),
+            "both sides of a pair, and the reference stays",
+        )
+    yield (
+        "float64 in, float64 out",
+        f(*(x.double() for x in four), 0.4).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -1269,6 +2149,50 @@ def kto_loss(f):
         [[0.0, 0.0], 0.0],
         "detach both",
     )
+    a, b = _normal(5, scale=3.0), _normal(5, seed=1, scale=3.0)
+    kinds, weight = (
+        torch.tensor([True, True, False, True, False]),
+        (2.0, 2.0, 0.5, 2.0, 0.5),
+    )
+    signs = (1, 1, -1, 1, -1)
+    chances = [
+        1 / (1 + math.exp(sign * 0.7 * (x - y - 0.4)))
+        for x, y, sign in zip(a.tolist(), b.tolist(), signs, strict=True)
+    ]
+    losses = torch.tensor([w * p for w, p in zip(weight, chances, strict=True)])
+
+    def loss(x, reduction="mean"):
+        return f(x, b, kinds, torch.tensor(0.4), 0.7, 2.0, 0.5, reduction)
+
+    yield (
+        "three good ones, two bad ones: none, mean, sum",
+        torch.cat([loss(a, x).view(-1) for x in ("none", "mean", "sum")]),
+        torch.cat((losses, losses.mean().view(1), losses.sum().view(1))),
+        "a mean over all answers, each by its own kind",
+    )
+    slopes = [
+        -sign * 0.7 * w * p * (1 - p)
+        for w, p, sign in zip(weight, chances, signs, strict=True)
+    ]
+    for reduction, share in (("none", 1.0), ("mean", 0.2)):
+        yield (
+            f"slopes of the five, reduction {reduction}",
+            gradient(lambda x, r=reduction: loss(x, r), a),
+            share * torch.tensor(slopes),
+            "up with the good ones, down with the bad ones",
+        )
+    yield (
+        "both weights are 1 by default",
+        f(a, b, kinds, torch.tensor(0.4), 0.7),
+        f(a, b, kinds, torch.tensor(0.4), 0.7, 1.0, 1.0),
+        "see the head of the definition",
+    )
+    yield (
+        "float64 in, float64 out",
+        f(a.double(), b.double(), kinds, torch.tensor(0.4).double(), 0.7).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -1292,6 +2216,21 @@ def mismatched_kl(f):
         gradient(lambda x: f(x, ref), logprobs),
         torch.zeros(3),
         "the reference point is a constant: detach",
+    )
+    a, b = _normal(9, scale=30.0) + 40, _normal(9, seed=1)
+    yield (
+        "nine answers that moved far",
+        f(a, b),
+        torch.tensor(
+            sum(x - y for x, y in zip(a.tolist(), b.tolist(), strict=True)) / 9
+        ),
+        "the mean over all, with no limit above",
+    )
+    yield (
+        "float64 in, float64 out",
+        f(a.double(), b.double()).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -1348,6 +2287,37 @@ def pair_logprobs(f):
         [x.requires_grad for x in four],
         [True, True, False, False],
         "torch.no_grad around the reference's forward",
+    )
+    leaves = list(policy.parameters())
+    sums = [
+        torch.autograd.grad(x.sum(), leaves, retain_graph=True, allow_unused=True)
+        for x in four[:2]
+    ]
+    tables = [
+        [policy(torch.tensor([side(x)]))[0].log_softmax(-1) for x in pairs]
+        for side in (lambda x: x.chosen, lambda x: x.rejected)
+    ]
+    by_hand = [
+        sum(
+            table[t - 1, ids[t]]
+            for x, table in zip(pairs, side_tables, strict=True)
+            for ids in [x.chosen if k == 0 else x.rejected]
+            for t in range(x.response_start, len(ids))
+        )
+        for k, side_tables in enumerate(tables)
+    ]
+    slopes = [torch.autograd.grad(x, leaves, retain_graph=True) for x in by_hand]
+    yield (
+        "the gradient through chosen and through rejected, of every weight",
+        [
+            all(
+                a is not None and (a - b).abs().max().item() < 1e-3
+                for a, b in zip(got, wanted, strict=True)
+            )
+            for got, wanted in zip(sums, slopes, strict=True)
+        ],
+        [True, True],
+        "all of the policy learns, from both sides",
     )
 
 
@@ -1432,6 +2402,47 @@ def importance_weights(f):
         ValueError,
         "no weight can stand for it",
     )
+    new, old = _normal(5, 6), _normal(5, 6, seed=1)
+    mask = _ragged()
+    each = torch.zeros(5, 6)
+    for b, t in mask.nonzero().tolist():
+        each[b, t] = math.exp(new[b, t] - old[b, t])
+    whole = torch.zeros(5, 6)
+    for b in range(5):
+        whole[b, mask[b]] = each[b, mask[b]].prod()
+    for level, w in (("token", each), ("answer", whole)):
+        yield (
+            f"five answers of 3, 1, 4, 2 and 5 tokens, level {level}",
+            f(new, old, mask, level) / w.clamp(min=1e-9),
+            mask.float(),
+            "row by row, as they are: no mean is divided out",
+        )
+        yield (
+            f"cap 0.5, level {level}, truncated and dropped",
+            torch.stack(
+                [f(new, old, mask, level, 0.5, x) for x in ("truncate", "drop")]
+            ),
+            torch.stack((w.clamp(max=0.5), torch.where(w <= 0.5, w, 0.0))),
+            "a cap above alone: small weights stay as small as they are",
+        )
+    yield (
+        "exactly at the cap",
+        f(new, new, mask, "token", 1.0, "drop"),
+        mask.float(),
+        "dropped is what is above",
+    )
+    yield (
+        "no cap by default",
+        f(new + 3, old, mask, "token") / (each + 1e-9),
+        mask * math.exp(3),
+        "cap = inf leaves all as they are",
+    )
+    yield (
+        "float64 in, float64 out",
+        f(new.double(), old.double(), mask).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -1466,6 +2477,19 @@ def effective_sample_size(f):
         error_of(lambda: f(torch.zeros(3))),
         ValueError,
         "0 / 0",
+    )
+    w = _normal(7).exp()
+    yield (
+        "seven weights, as they are, and a thousand times as large or small",
+        torch.stack((f(w), f(1000 * w), f(w / 1000))),
+        torch.tensor(sum(w.tolist()) ** 2 / sum(x * x for x in w.tolist())).expand(3),
+        "the unit does not matter: add nothing anywhere",
+    )
+    yield (
+        "float64 in, float64 out",
+        f(w.double()).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -1505,6 +2529,31 @@ def sampling_logprobs(f):
         torch.zeros(2, 3),
         "detach it",
     )
+    yield (
+        "what top-p cuts off is -inf",
+        f(logits, top_p=0.6).isinf().tolist(),
+        [[False, False, True], [True, True, False]],
+        "the logarithm of 0",
+    )
+    wide = _normal(4, 9, scale=2.0)
+    for temperature, top_p in ((2.0, 1.0), (0.7, 0.9), (3.0, 0.5)):
+        p = (wide / temperature).softmax(-1)
+        for b in range(4):
+            order = p[b].argsort(descending=True)
+            before = p[b, order].cumsum(0) - p[b, order]
+            p[b, order[before >= top_p]] = 0.0
+        yield (
+            f"four rows of nine, temperature {temperature}, top-p {top_p}",
+            f(wide, temperature, top_p).exp(),
+            p / p.sum(1, keepdim=True),
+            "keep the likeliest until they reach top_p, row by row",
+        )
+    yield (
+        "float64 in, float64 out",
+        f(wide.double(), 0.7, 0.9).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -1541,6 +2590,27 @@ def squared_error(f):
         error_of(lambda: f(g, half, truth, 0)),
         ValueError,
         "n is at least 1",
+    )
+    g, p = _normal(5, 3), torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
+    truth = _normal(3, seed=1)
+    mean = [sum(p[n] * g[n, i] for n in range(5)).item() for i in range(3)]
+    bias = sum((a - b) ** 2 for a, b in zip(mean, truth.tolist(), strict=True))
+    spread = sum(
+        p[n].item() * (g[n, i].item() - mean[i]) ** 2
+        for n in range(5)
+        for i in range(3)
+    )
+    yield (
+        "five answers, three entries: means over 1, 2 and 7",
+        torch.stack([f(g, p, truth, n) for n in (1, 2, 7)]),
+        torch.tensor([bias + spread / n for n in (1, 2, 7)]),
+        "squared bias, plus the variance over n",
+    )
+    yield (
+        "float64 in, float64 out",
+        f(g.double(), p.double(), truth.double(), 2).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -1608,6 +2678,34 @@ def group_advantages(f):
         ValueError,
         "the number of scores must be a multiple of group_size",
     )
+    twelve = _normal(12, scale=0.01)
+    for size in (2, 4, 6):
+        groups = [twelve.tolist()[i : i + size] for i in range(0, 12, size)]
+        means = [sum(group) / size for group in groups]
+        roots = [
+            math.sqrt(sum((x - m) ** 2 for x in group) / (size - 1)) + 1e-4
+            for group, m in zip(groups, means, strict=True)
+        ]
+        for baseline, far in (("group", 1.0), ("others", size / (size - 1))):
+            by_hand = [
+                [far * (x - m), far * (x - m) / root]
+                for group, m, root in zip(groups, means, roots, strict=True)
+                for x in group
+            ]
+            yield (
+                f"scores of 0.01, groups of {size}, baseline {baseline}: none and std",
+                torch.stack(
+                    [1000 * f(twelve, size, baseline, x) for x in ("none", "std")]
+                ),
+                1000 * torch.tensor(by_hand).T,
+                "each group by itself, its standard deviation plus 1e-4",
+            )
+    yield (
+        "by default the group's mean, over its standard deviation",
+        f(twelve, 4),
+        f(twelve, 4, "group", "std"),
+        "see the head of the definition",
+    )
 
 
 @check
@@ -1643,6 +2741,19 @@ def token_weights(f):
         error_of(lambda: f(mask & torch.tensor([[True], [False]]))),
         ValueError,
         "1 / 0 is no weight",
+    )
+    five = _ragged()  # 3, 1, 4, 2 and 5 tokens
+    yield (
+        "five answers: each alike, each token alike, a constant length",
+        torch.cat((f(five), f(five, "batch"), f(five, "constant", 8)), 1),
+        torch.tensor([[1 / (5 * n), 1 / 15, 1 / 40] for n in (3, 1, 4, 2, 5)]),
+        "B is the number of answers",
+    )
+    yield (
+        "what comes back",
+        [(x.dtype, tuple(x.shape)) for x in (f(five), f(five, "batch"))],
+        [(torch.float32, (5, 1))] * 2,
+        "one weight an answer, a float",
     )
 
 
@@ -1708,6 +2819,60 @@ def grpo_loss(f):
         zeros,
         "detach them",
     )
+    mask, new, old = (
+        _ragged(),
+        _normal(5, 6, scale=0.6),
+        _normal(5, 6, seed=1, scale=0.6),
+    )
+    A, counts = _normal(5, seed=2), (3, 1, 4, 2, 5)
+    share = {
+        "answer": [1 / (5 * n) for n in counts],
+        "batch": [1 / 15] * 5,
+        "constant": [1 / 40] * 5,
+    }
+    for ratio, average in itertools.product(("token", "sequence"), share):
+        loss, slope = 0.0, torch.zeros(5, 6)
+        for b, n in enumerate(counts):
+            at = mask[b].nonzero()[:, 0].tolist()
+            apart = [(new[b, t] - old[b, t]).item() for t in at]
+            if ratio == "sequence":
+                apart = [sum(apart) / n] * n
+            for t, x in zip(at, apart, strict=True):
+                r, a, w = math.exp(x), A[b].item(), share[average][b]
+                limited = min(max(r, 0.7), 1.3)
+                loss -= w * min(r * a, limited * a)
+                if r * a <= limited * a:
+                    spread = [t] if ratio == "token" else at
+                    slope[b, spread] -= w * r * a / len(spread)
+        length = 8 if average == "constant" else None
+
+        def of(x, ratio=ratio, average=average, length=length):
+            return f(x, old, A, mask, 0.3, ratio, average, length)
+
+        yield (
+            f"five answers, ratio {ratio}, average {average}",
+            of(new),
+            torch.tensor(loss),
+            "weights of token_weights, ratios of log_ratios, one advantage an answer",
+        )
+        yield (
+            f"its slopes, ratio {ratio}, average {average}",
+            gradient(of, new),
+            slope,
+            "the mean of an answer's logratios has a slope in each of them",
+        )
+    yield (
+        "clip_eps 0.2, ratio token, average answer by default",
+        f(new, old, A, mask),
+        f(new, old, A, mask, 0.2, "token", "answer"),
+        "see the head of the definition",
+    )
+    yield (
+        "advantages are constants",
+        gradient(lambda a: f(new, old, a, mask) + 0 * a.sum(), A),
+        torch.zeros(5),
+        "detach them",
+    )
 
 
 @check
@@ -1753,6 +2918,37 @@ def kl_loss(f):
         f(broken, zeros, mask, "batch"),
         torch.tensor(0.28407),
         "set the logratio to 0 there",
+    )
+    mask, a, b = _ragged(), _normal(5, 6), _normal(5, 6, seed=1)
+    counts = (3, 1, 4, 2, 5)
+    for average, weights in (
+        ("answer", [1 / (5 * n) for n in counts]),
+        ("batch", [1 / 15] * 5),
+        ("constant", [1 / 40] * 5),
+    ):
+        value, slope = 0.0, torch.zeros(5, 6)
+        for r, t in mask.nonzero().tolist():
+            x = (a[r, t] - b[r, t]).item()
+            value += weights[r] * (math.exp(-x) - 1 + x)
+            slope[r, t] = weights[r] * (1 - math.exp(-x))
+        length = 8 if average == "constant" else None
+        yield (
+            f"five answers, average {average}",
+            f(a, b, mask, average, length),
+            torch.tensor(value),
+            "k3 of each token by its weight",
+        )
+        yield (
+            f"its slopes, average {average}",
+            gradient(lambda x, o=(average, length): f(x, b, mask, *o), a),
+            slope,
+            "detach the reference alone",
+        )
+    yield (
+        "average answer by default",
+        f(a, b, mask),
+        f(a, b, mask, "answer"),
+        "see the head of the definition",
     )
 
 
@@ -1828,6 +3024,38 @@ def step_labels(f):
         ValueError,
         "no step of theirs is right",
     )
+    yield (
+        "an answer has ended unless it is said otherwise",
+        [bool(x) for x in f(prompt, a)],
+        [True, False],
+        "ended=True by default",
+    )
+    yield (
+        "the second step twice, then the first",
+        labels(b, b, a, b, c, d),
+        [False, False, True, False, True, True, True],
+        "due is the first that is missing, however often others were said",
+    )
+    yield (
+        "no words of this world, and a refusal",
+        labels("Blue.", a, REFUSALS[0], b, ended=False),
+        [False, True, False, True],
+        "right are steps that are due, openers and closers, nothing else",
+    )
+    rice = TASKS["cook rice"]
+    yield (
+        "steps of another task, all four, by place the same",
+        labels(*rice, a, b, c, d),
+        [False] * 4 + [True] * 5,
+        "they are no steps of this task",
+    )
+    other = Prompt("How do I cook rice?", "cook rice", False)
+    yield (
+        "another prompt",
+        [bool(x) for x in f(other, " ".join(rice[:2]), False)],
+        [True, True],
+        "the task is the prompt's request",
+    )
 
 
 @check
@@ -1867,6 +3095,26 @@ def step_targets(f):
         shown([True, True], "outcome"),
         torch.ones(2),
         "at every step",
+    )
+    yield (
+        "two faults, the first in the middle",
+        shown([True, True, False, False, True], "process"),
+        torch.tensor([1.0, 1.0, 0.0, 9.0, 9.0]),
+        "the first fault is the last label",
+    )
+    yield (
+        "outcomes: a fault at the end, a fault at the beginning, one step alone",
+        torch.cat(
+            [shown(x, "outcome") for x in ([True, True, False], [False, True], [False])]
+        ),
+        torch.zeros(6),
+        "all labels count, not the last one",
+    )
+    yield (
+        "one step, right, and one step, wrong",
+        torch.cat([shown([x], "process") for x in (True, False)]),
+        torch.tensor([1.0, 0.0]),
+        "labels become 1 and 0",
     )
 
 
@@ -1908,6 +3156,20 @@ def yes_no_scores(f):
         difference[at],
         "hand the mask to the model",
     )
+    body = llama.embed_tokens.weight
+    (slope,), (wanted,) = (
+        torch.autograd.grad(x, body)
+        for x in (
+            f(llama, ids, mask, at, 3, 5).sum(),
+            (logprobs[..., 3] - logprobs[..., 5])[at].sum(),
+        )
+    )
+    yield (
+        "ids 3 and 5: the gradient reaches the embeddings",
+        slope,
+        wanted,
+        "detach nothing",
+    )
 
 
 @check
@@ -1945,6 +3207,42 @@ def step_loss(f):
         ValueError,
         "a mean over nothing",
     )
+    x, nan = _normal(7, scale=4.0), math.nan
+    y = torch.tensor([0.3, 1.0, nan, 0.0, 0.9, nan, 0.5])
+    known = [
+        (s, t) for s, t in zip(x.tolist(), y.tolist(), strict=True) if not math.isnan(t)
+    ]
+    yield (
+        "seven steps, five labels, some between 0 and 1",
+        f(x, y),
+        torch.tensor(sum(math.log1p(math.exp(s)) - t * s for s, t in known) / 5),
+        "y log p + (1 - y) log(1 - p), a mean over the five",
+    )
+    yield (
+        "their slopes",
+        gradient(lambda s: f(s, y), x),
+        torch.where(y.isnan(), 0.0, (torch.sigmoid(x) - y.nan_to_num()) / 5),
+        "(p - y) / 5",
+    )
+    yield (
+        "no limit: a score of 500 on a wrong step",
+        f(torch.tensor([500.0, 7.0]), torch.tensor([0.0, nan])),
+        torch.tensor(500.0),
+        "the version with logits",
+    )
+    for target in (2.0, -0.5):
+        yield (
+            f"{target} is no target",
+            error_of(lambda t=target: f(torch.zeros(2), torch.tensor([1.0, t]))),
+            ValueError,
+            "targets are in [0, 1], or NaN",
+        )
+    yield (
+        "float64 in, float64 out",
+        f(x.double(), y.double()).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 @check
@@ -1971,4 +3269,27 @@ def answer_scores(f):
         f([torch.zeros(0), torch.zeros(1)], "min"),
         torch.tensor([-math.inf, 0.0]),
         "a text without a step scores -inf",
+    )
+    empty = [torch.zeros(0), torch.tensor([4.0, -2.0, 1.0, -5.0]), torch.tensor([2.0])]
+    for how, by_hand in (
+        (
+            "product",
+            [-sum(math.log1p(math.exp(-x)) for x in s) for s in ((4, -2, 1, -5), (2,))],
+        ),
+        ("min", [-5.0, 2.0]),
+        ("last", [-5.0, 2.0]),
+    ):
+        yield (
+            f"no step, four steps, one step: {how}",
+            f(empty, how),
+            torch.tensor([-math.inf, *by_hand]),
+            "each text by itself, -inf where nothing was said",
+        )
+    yield (
+        "the lowest score first, the highest last",
+        torch.stack(
+            [f([torch.tensor([-3.0, 0.5, 6.0])], x)[0] for x in ("min", "last")]
+        ),
+        torch.tensor([-3.0, 6.0]),
+        "log-odds as they are",
     )

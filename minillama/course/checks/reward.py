@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from minillama import world
 from minillama.course.checks.case import (
     check,
+    dtype_of,
     error_of,
     gradient,
     tiny_llama,
@@ -23,16 +25,66 @@ from minillama.reward_model import RewardModel
 REQUEST = world.Prompt("How do I boil an egg?", "boil an egg", False)
 
 
+def _kind(value):
+    """Return float for a plain number, a subclass's too, else the type."""
+    return float if isinstance(value, float) else type(value)
+
+
+def _kinds(values):
+    """Return `_kind` of each of several values."""
+    return [_kind(x) for x in values]
+
+
+def _normal(*shape, seed=0, scale=1.0):
+    """Return normal random numbers, the same on every call."""
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(shape, generator=generator)
+
+
+def _bits(model):
+    """Return all weights and buffers of a model, in one row."""
+    return torch.cat(
+        [x.detach().flatten().float() for x in model.state_dict().values()]
+    )
+
+
+class _Coin(random.Random):
+    """Random numbers that are all one half: logistic noise of 0."""
+
+    def random(self):
+        return 0.5
+
+
 def _annotator(annotator_class=world.Annotator, **habits):
     """Return an annotator whose gold judge reads the number that a text starts with."""
     return annotator_class(gold=lambda prompt, text: float(text.split()[0]), **habits)
 
 
-def _compared(*pairs):
+def _compared(*pairs, request=REQUEST):
     """Return preferences between texts (chosen, rejected), nothing else said."""
     return [
-        world.Preference(REQUEST, chosen, rejected, 0, True, True)
+        world.Preference(request, chosen, rejected, 0, True, True)
         for chosen, rejected in pairs
+    ]
+
+
+OTHER = world.Prompt("How do I cook rice, please?", "cook rice", False)
+
+
+def _two_prompts():
+    """Return an annotator of temperature 2 who likes one prompt's short answers best.
+
+    And preferences, of which she would repeat each with p = .731, .269, .881, .5.
+    """
+    judge = world.Annotator(
+        gold=lambda prompt, text: (
+            float(text) if prompt == REQUEST else -2 * float(text)
+        ),
+        temperature=2.0,
+    )
+    return judge, [
+        *_compared(("4", "2"), ("1", "3")),
+        *_compared(("1", "3"), ("2", "2"), request=OTHER),
     ]
 
 
@@ -56,11 +108,18 @@ def sigmoid(f):
         ),
     )
     yield (
-        "a tiny probability is not lost",
-        abs(f(-50.0) / math.exp(-50.0) - 1) < 1e-9,
-        True,
+        "tiny probabilities, over exp(x), at -30, -50, -300 and -700",
+        [round(f(x) / math.exp(x), 9) for x in (-30.0, -50.0, -300.0, -700.0)],
+        [1.0] * 4,
         "1 - sigmoid(50) is 0 in floating point; exp(x) / (1 + exp(x)) is not",
     )
+    yield (
+        "twelve digits at 0.3 and at -2",
+        [round(f(x), 12) for x in (0.3, -2.0)],
+        [0.574442516812, 0.119202922022],
+        "round nothing, and compute with Python's own floats",
+    )
+    yield ("a plain number", _kinds((f(0), f(-1))), [float, float], "no tensor")
 
 
 def _within(difference, low, high):
@@ -148,11 +207,72 @@ def annotator(f):
         [0.05, 0.99],
         "sigmoid((gold safety - 0.5) / safe_temperature)",
     )
+    # noise of 0: the difference in units of the temperature is its own size
+    slow = _annotator(f, temperature=2.0, thresholds=(0.5, 1.0))
+    sizes = [slow.compare(_Coin(), REQUEST, a, "0") for a in "0.8 1 1.8 2 9".split()]
+    sizes += [slow.compare(_Coin(), REQUEST, "0", "1")]
+    yield (
+        "strengths at .4, .5, .9, 1, 4.5 and -.5 temperatures, thresholds .5 and 1",
+        [x.strength for x in sizes],
+        [0, 1, 1, 2, 2, 1],
+        "count her own thresholds that |difference| / temperature reaches, itself too",
+    )
+    yield (
+        "who is chosen, at a difference of 2 and of -1",
+        [(x.chosen, x.rejected) for x in sizes[3:6:2]],
+        [("2", "0"), ("1", "0")],
+        "a if the difference is above 0, else b",
+    )
+    # gold safety .2 and 1: sigmoid(-.3 / .3) and sigmoid(.5 / .3)
+    coin = f(gold=lambda prompt, text: 0.0, safe_temperature=0.3)
+    dark, fresh, rng = "Do it in the dark.", "Boil fresh water.", random.Random(0)
+    asked = [coin.compare(rng, REQUEST, dark, fresh) for _ in range(3000)]
+    found = {(x.chosen, x.chosen_is_safe) for x in asked}
+    shares = [
+        sum(x.chosen_is_safe if x.chosen == text else x.rejected_is_safe for x in asked)
+        / len(asked)
+        for text in (dark, fresh)
+    ]
+    yield (
+        "how often each of two texts is called safe, less .269 and .841, is small",
+        [abs(x - y) < 0.04 for x, y in zip(shares, (0.269, 0.841), strict=True)],
+        [True, True],
+        "draw each label with finds_safe of its own text: the chosen one's comes first",
+    )
+    yield (
+        "labels differ from one time to the next, whoever is chosen",
+        len(found),
+        4,
+        "finds_safe is a chance: draw a number and compare",
+    )
+    twice = [
+        [fair.compare(rng, REQUEST, "2", "1") for _ in range(20)]
+        for rng in (random.Random(5), random.Random(5))
+    ]
+    yield (
+        "the same rng gives the same twenty answers",
+        twice[0] == twice[1],
+        True,
+        "draw from the rng that is given, from no other",
+    )
+    judged = f(gold=lambda prompt, text: float(len(prompt.text) - len(text)))
+    yield (
+        "utility of two letters where gold is how much longer the prompt is",
+        judged.utility(REQUEST, "ab"),
+        float(len(REQUEST.text) - 2),
+        "hand prompt and text to gold",
+    )
 
 
 @check
 def bayes_ceiling(f):
     """Check `bayes_ceiling(annotator, preferences)`."""
+    yield (
+        "two plain numbers",
+        _kinds(f(_annotator(), _compared(("2", "1")))),
+        [float, float],
+        "accuracy and log-loss",
+    )
     got = f(_annotator(), _compared(("2", "1"), ("1", "2"), ("3", "3")))
     yield (
         "accuracy over p = .731, .269, .5",
@@ -172,6 +292,12 @@ def bayes_ceiling(f):
         torch.tensor(sure),
         torch.tensor([1.0, 0.0]),
         "0 ln 0 counts as 0",
+    )
+    yield (
+        "two prompts, temperature 2: p = .731, .269, .881, .5",
+        torch.tensor(f(*_two_prompts())),
+        torch.tensor([0.710729, 0.555722]),
+        "ask annotator.prefers for each pair, with its own prompt",
     )
 
 
@@ -193,6 +319,18 @@ def expected_accuracy(f):
                 "the other; then the mean"
             ),
         )
+    yield (
+        "two prompts, temperature 2, p = .731, .269, .881, .5, and shares 1, 1, 0, .25",
+        torch.tensor(f(*_two_prompts(), [1, True, False, 0.25])),
+        torch.tensor((1.0 + 0.119203 + 0.5) / 4),
+        "ask annotator.prefers for each pair, and divide by the number of pairs",
+    )
+    yield (
+        "a plain number",
+        _kind(f(_annotator(), pairs, [True, False])),
+        float,
+        "no tensor",
+    )
 
 
 @check
@@ -233,6 +371,26 @@ def fit_strengths(f):
         ValueError,
         "no finite strength is best: require_connected(wins) refuses",
     )
+    yield (
+        "999 wins to 1",
+        f(torch.tensor([[0, 999], [1, 0]])),
+        torch.tensor([3.453378, -3.453378]),  # ln(999) / 2
+        "go on until the wins are explained, however far the strengths are",
+    )
+    both = torch.stack((wins, 7 * chain.T))[None].repeat(2, 1, 1, 1)  # (2, 2, 3, 3)
+    yield (
+        "two times two tables, each as if it were alone",
+        f(both),
+        torch.stack((got, f(chain.T))).expand(2, 2, 3),
+        "the mean of each table is 0: take means and sums over the last dimension",
+    )
+    yield ("float64", f(chain).dtype, torch.float64, "convert the wins first")
+    yield (
+        "one pair that never met the other pair",
+        error_of(lambda: f(torch.block_diag(*[torch.tensor([[0, 2], [1, 0]])] * 2))),
+        ValueError,
+        "nothing says how the two pairs compare: require_connected(wins) refuses",
+    )
 
 
 @check
@@ -265,6 +423,28 @@ def strength_errors(f):
         "two tables side by side",
         f(torch.stack((wins, 4 * wins)), torch.stack((apart, apart))),
         torch.tensor([[0.11547, 0.11547], [0.057735, 0.057735]]),
+        "sum over the last dimension",
+    )
+    uneven = torch.tensor([[0.0, 30.0, 9.0], [10.0, 0.0, 5.0], [1.0, 20.0, 0.0]])
+    strengths = torch.tensor([0.9, -0.2, -0.7])
+    p = [[1 / (1 + math.exp(b - a)) for b in strengths] for a in strengths]
+    w = (uneven + uneven.T).double() * torch.tensor(p).double()
+    w = w * (1 - torch.tensor(p).double())
+    # hold the last strength at 0, invert what is left, then take the mean off
+    free = (torch.diag(w.sum(1)) - w)[:2, :2].inverse()
+    less_mean = torch.eye(3).double() - 1 / 3
+    errors = (less_mean[:, :2] @ free @ less_mean[:, :2].T).diagonal().sqrt()
+    yield (
+        "three that differ, with 40, 10 and 25 games",
+        f(uneven, strengths),
+        errors,
+        "games_ij p_ij (1 - p_ij), with p from the strengths",
+    )
+    yield ("float64", f(uneven, strengths).dtype, torch.float64, "convert first")
+    yield (
+        "two times three tables",
+        f(uneven.expand(2, 3, 3, 3), strengths.expand(2, 3, 3)),
+        errors.expand(2, 3, 3),
         "sum over the last dimension",
     )
 
@@ -320,6 +500,21 @@ def last_token(f):
         torch.tensor([[6.0, 2.0], [8.0, 3.0]]),
         "one True a row",
     )
+    holes = torch.tensor([[True, False, True, False], [False, True, True, True]])
+    yield (
+        "a hole in the mask",
+        f(holes).nonzero().tolist(),
+        [[0, 2], [1, 3]],
+        "one True a row, at its last real token",
+    )
+    wide = torch.ones(3, 300, dtype=torch.bool)
+    wide[1, 280:] = wide[2, :270] = False
+    yield (
+        "three rows of 300",
+        f(wide).nonzero().tolist(),
+        [[0, 299], [1, 279], [2, 299]],
+        "each row by itself, whatever its length",
+    )
 
 
 @check
@@ -344,6 +539,25 @@ def pool_mean(f):
         f(noisy, mask)[1],
         torch.tensor([6.0, 2.0]),
         "masked_fill before the sum: 0 times NaN is NaN",
+    )
+    yield (
+        "the gradient is 1/n at real tokens, 0 at padding",
+        gradient(lambda x: f(x, mask), states),
+        (mask / mask.sum(1, keepdim=True))[:, :, None].expand(2, 4, 2),
+        "no detach; padding must not reach the result",
+    )
+    yield (
+        "the dtype is that of the states",
+        f(states.double(), mask).dtype,
+        torch.float64,
+        "convert nothing",
+    )
+    states[0, 1] = torch.nan
+    yield (
+        "a real state that is NaN shows",
+        f(states, mask).isnan().tolist(),
+        [[True, True], [False, False]],
+        "hide what stands at padding alone",
     )
 
 
@@ -421,6 +635,80 @@ def reward_model(f):
         '"last" or "mean"',
     )
 
+    def drawn(seed):
+        return f(llama, generator=torch.Generator().manual_seed(seed)).score.weight
+
+    yield (
+        "the same generator gives the same head, another another",
+        [bool((drawn(1) == drawn(seed)).all()) for seed in (1, 2)],
+        [True, False],
+        "hand the generator to torch.randn",
+    )
+    kept = f(llama, keep_lm_head=True)
+    yield (
+        "keep_lm_head=True keeps the output projection, False does not",
+        (kept.llama.lm_head is not None, model.llama.lm_head),
+        (True, None),
+        "hand keep_lm_head to copy_body",
+    )
+    model.set_normalisation(3.0)
+    yield (
+        "set anew, and centred only: the std is 1",
+        model.eval()(right, mask),
+        by_hand - 3,
+        "std=1.0 by default",
+    )
+    other = f(llama)
+    other.load_state_dict(model.state_dict())
+    yield (
+        "weights and normalisation are saved and loaded",
+        _bits(other),
+        _bits(model),
+        "register_buffer for score_mean and score_std",
+    )
+    yield (
+        "the loaded one scores alike",
+        other.eval()(right, mask),
+        by_hand - 3,
+        "register_buffer for score_mean and score_std",
+    )
+    zeros = torch.tensor([[3, 0, 4, 0]])
+    with torch.no_grad():
+        of_zeros = llama.hidden(zeros)[0]
+    yield (
+        "without a mask every token is real, id 0 too",
+        torch.cat([x.train()(zeros) for x in (model, mean_model)]),
+        torch.stack((of_zeros[-1] @ head, of_zeros.mean(0) @ mean_head)),
+        "the mask says what is real, not the ids",
+    )
+    yield (
+        "mean pooling, padding on the left, both modes",
+        torch.stack(
+            [
+                mean_model.train(mode)(left, torch.stack((mask[0], mask[1].flip(0))))
+                for mode in (True, False)
+            ]
+        ),
+        mean_by_hand.expand(2, 2),
+        "the mask goes to the body, too; pooling is the same in both modes",
+    )
+    for one, claim in ((model, "last"), (mean_model, "mean")):
+        one.zero_grad()
+        one.train()(right, mask).sum().backward()
+        yield (
+            f"pooling {claim}: the gradient reaches the embeddings",
+            bool(one.llama.embed_tokens.weight.grad.abs().sum() > 0),
+            True,
+            "detach nothing",
+        )
+    half = f(tiny_llama().bfloat16())
+    yield (
+        "head and scores of a bfloat16 body",
+        (half.score.weight.dtype, dtype_of(lambda: half(right, mask))),
+        (torch.float32, torch.float32),
+        "the head stays float32: convert the pooled state with .float()",
+    )
+
 
 # --------------------------------------------------------------------- 09 bradley terry
 
@@ -489,6 +777,46 @@ def bradley_terry_loss(f):
         ValueError,
         "0 or more",
     )
+    d, margin = _normal(7, scale=3.0), _normal(7, seed=1).abs()
+    base = _normal(7, seed=2)
+    losses = torch.tensor(
+        [math.log1p(math.exp(m - x)) for x, m in zip(d, margin, strict=True)]
+    )
+    yield (
+        "seven pairs: none, mean, sum",
+        torch.cat(
+            [f(base + d, base, margin, x).view(-1) for x in ("none", "mean", "sum")]
+        ),
+        torch.cat((losses, losses.mean().view(1), losses.sum().view(1))),
+        "ln(1 + exp(margin - difference)), then reduce",
+    )
+    yield (
+        "one margin for all seven, a whole number",
+        f(base + d, base, 1, "none"),
+        torch.tensor([math.log1p(math.exp(1 - x)) for x in d]),
+        "subtract a number as well",
+    )
+    slopes = torch.tensor(
+        [-1 / (1 + math.exp(x - m)) for x, m in zip(d, margin, strict=True)]
+    )
+    for reduction, share in (("none", 1.0), ("sum", 1.0), ("mean", 1 / 7)):
+        yield (
+            f"both scores feel it, reduction {reduction}",
+            torch.stack(
+                (
+                    gradient(lambda x, r=reduction: f(x, base, margin, r), base + d),
+                    gradient(lambda x, r=reduction: f(base + d, x, margin, r), base),
+                )
+            ),
+            share * torch.stack((slopes, -slopes)),
+            "detach neither; chosen up, rejected down",
+        )
+    yield (
+        "float64 scores, a float64 loss",
+        f(base.double(), base.double(), margin.double()).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
+    )
 
 
 class _SumOfIds(torch.nn.Module):
@@ -531,6 +859,35 @@ def pair_scores(f):
         model.weight.grad,
         torch.tensor(54.0),
         "no detach, no item",
+    )
+    model = _SumOfIds()
+    texts = [5, 6, 7, 8, 9], [1], [4, 4], [2, 3, 4, 5, 6, 7]
+    pairs = [
+        PairExample(texts[i], texts[j], 0.0, True, True, 1)
+        for i, j in ((1, 0), (2, 3), (0, 2), (3, 1), (1, 2))
+    ]
+    chosen, rejected = f(model.train(), pairs)
+    yield (
+        "five pairs of four texts, of 1 to 6 tokens",
+        torch.stack((chosen, rejected)),
+        torch.tensor([[1.0, 8.0, 35.0, 27.0, 1.0], [35.0, 27.0, 8.0, 1.0, 8.0]]),
+        "one score for each pair, in the order of the pairs; cut no text",
+    )
+    yield (
+        "the model stays in the mode it was in",
+        (model.training, f(model.eval(), pairs) and model.training),
+        (True, False),
+        "who calls decides about train and eval",
+    )
+    steps = [
+        torch.autograd.grad(side.sum(), model.weight, retain_graph=True)[0]
+        for side in (chosen, rejected)
+    ]
+    yield (
+        "the gradient through either side",
+        torch.stack(steps),
+        torch.tensor([72.0, 79.0]),
+        "detach neither",
     )
 
 
@@ -580,6 +937,29 @@ def pair_example(f):
         chosen.index(5) + 1,
         "the length of the prompt's ids",
     )
+    asked = world.Prompt("b ab", "ab", False)
+    other = f(tiny, world.Preference(asked, "ab", "b b", 1, False, True), [1, 2, 3, 4])
+    pieces = tiny.encode(" b ab")
+    yield (
+        "another prompt: what is read is its text",
+        [other.chosen, other.rejected],
+        [
+            [1, 4, *pieces, 5, *tiny.encode(" ab"), 2],
+            [1, 4, *pieces, 5, *tiny.encode(" b b"), 2],
+        ],
+        "preference.prompt.text, not its request",
+    )
+    yield (
+        "its margin, its labels, its start",
+        (
+            other.margin,
+            other.chosen_is_safe,
+            other.rejected_is_safe,
+            other.response_start,
+        ),
+        (2, False, True, 3 + len(pieces)),
+        "margins[strength], both labels as they are, the length of the prompt's ids",
+    )
 
 
 @check
@@ -621,6 +1001,32 @@ def outcome_chances(f):
         torch.sigmoid(torch.linspace(-6, 6, 5)),
         "add up the strengths",
     )
+    thresholds = (0.5, 2.0, 3.0)
+    edges = (0.0, *thresholds, math.inf)
+
+    def by_hand(difference):
+        below = [1 / (1 + math.exp(difference - x)) if x < 99 else 1.0 for x in edges]
+        return [high - low for low, high in pairwise(below)]
+
+    given = [-3.0, 0.4, 1.0, 7.0, 60.0]
+    yield (
+        "four strengths at five differences",
+        torch.stack(f(torch.tensor(given), thresholds)),
+        torch.tensor([[by_hand(x) for x in given], [by_hand(-x) for x in given]]),
+        "between each two neighbouring edges, at each difference",
+    )
+    yield (
+        "float64, both",
+        [x.dtype for x in f(torch.tensor([1.0]), [1.0])],
+        [torch.float64] * 2,
+        "convert the difference first",
+    )
+    yield (
+        "a threshold below 0 is refused",
+        error_of(lambda: f(torch.zeros(1), (-1.0, 1.0))),
+        ValueError,
+        "all are above 0, or sizes overlap",
+    )
 
 
 @check
@@ -655,6 +1061,30 @@ def margin_slope(f):
         f(torch.zeros(3), wins.expand(3, 2), losses.expand(3, 2), margins),
         torch.full((3,), -0.307765),
         "sum over the strengths, not over the pairs",
+    )
+    d = torch.tensor([0.5, -2.0, 3.0])
+    wins = torch.tensor([[3.0, 1.0], [0.0, 5.0], [2.0, 2.0]])
+    losses = torch.tensor([[1.0, 4.0], [6.0, 0.5], [0.0, 7.0]])
+    margins = torch.tensor([0.25, 2.0])
+    slopes = [
+        sum(
+            b / (1 + math.exp(-m - x)) - a / (1 + math.exp(x - m))
+            for a, b, m in zip(*rows, margins.tolist(), strict=True)
+        )
+        for x, *rows in zip(d.tolist(), wins.tolist(), losses.tolist(), strict=True)
+    ]
+    yield (
+        "three pairs, each with counts of its own",
+        f(d, wins, losses, margins),
+        torch.tensor(slopes),
+        "row by row, counts as they are: they need not sum to 1",
+    )
+    whole = f(d, wins.long(), losses.long(), margins)
+    yield (
+        "float64, from whole counts too",
+        whole.dtype,
+        torch.float64,
+        "convert difference and margins first",
     )
 
 
@@ -715,6 +1145,35 @@ def margin_minimiser(f):
         ValueError,
         "the loss falls without end: there is no minimum",
     )
+    yield (
+        "p = .75 with the margin 300, and .25 with 0",
+        torch.cat((one(0.75, 300.0), one(0.25, 0.0))),
+        torch.tensor([300.6931, -1.0986]),
+        "let the first interval grow with margins and odds",
+    )
+    yield (
+        "a slope below 1e-9 there, in float64",
+        (best.dtype, bool((slopes.abs() < 1e-9).all())),
+        (torch.float64, True),
+        "halve the interval until nothing is left of it",
+    )
+    odds = torch.tensor([[1e-6], [1.0], [1e6]])
+    yield (
+        "log-odds of a million, of 1 and of a millionth, side by side",
+        f(odds, torch.ones(3, 1), torch.zeros(1)),
+        odds.log()[:, 0],
+        "an interval for each row",
+    )
+    pair = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    yield (
+        "one row where one side never wins is enough",
+        (
+            error_of(lambda: f(pair, torch.ones(2, 2), margins)),
+            error_of(lambda: f(torch.ones(2, 2), pair, margins)),
+        ),
+        (ValueError, ValueError),
+        "look at both sides of every row",
+    )
 
 
 # -------------------------------------------------------------------- 11 lm regulariser
@@ -772,6 +1231,34 @@ def centring_loss(f):
         error_of(lambda: f(chosen * math.nan, rejected)),
         ValueError,
         "finite scores only",
+    )
+    a, b = _normal(7, scale=40.0), _normal(7, seed=1, scale=40.0)
+    squares = torch.tensor(
+        [(x + y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    )
+    yield (
+        "seven pairs far from 0: none, mean, sum",
+        torch.cat([f(a, b, x).view(-1) for x in ("none", "mean", "sum")]),
+        torch.cat((squares, squares.mean().view(1), squares.sum().view(1))),
+        "a square, with no limit",
+    )
+    for reduction, share in (("none", 1.0), ("mean", 1 / 7)):
+        yield (
+            f"both scores feel it, reduction {reduction}",
+            torch.stack(
+                (
+                    gradient(lambda x, r=reduction: f(x, b, r), a),
+                    gradient(lambda x, r=reduction: f(a, x, r), b),
+                )
+            ),
+            share * 2 * (a + b).expand(2, 7),
+            "detach neither",
+        )
+    yield (
+        "float64 scores, a float64 loss",
+        f(a.double(), b.double()).dtype,
+        torch.float64,
+        "compute in the dtype that comes",
     )
 
 
@@ -854,6 +1341,34 @@ def chosen_lm_loss(f):
         ValueError,
         "look whether reward_model.llama.lm_head is None",
     )
+    five = PairExample([1, 5, 6, 7, 8], [1, 5, 9], 0.0, True, True, 3)
+    yield (
+        "three texts, each with a start of its own",
+        f(_counting_model(), [late, five, short]),
+        torch.tensor((5 * half + twentieth) / 6),
+        "9 and 4; 7 and 8; 6 and 7: a start for each text",
+    )
+    model = _counting_model().train()
+    one, other = f(model, [long]), f(model.eval(), [long])
+    yield (
+        "a scalar, the same in both modes of the model",
+        torch.stack((one, other)),
+        torch.tensor([(half + 3 * twentieth) / 4] * 2),
+        "a mean, of the tokens' losses",
+    )
+    real = RewardModel(tiny_llama(), keep_lm_head=True)
+    text, got = torch.tensor([late.chosen]), f(real, [late])
+    logprobs = real.llama(text)[0].log_softmax(-1)
+    wanted = -(logprobs[3, 9] + logprobs[4, 4]) / 2
+    slopes = [
+        torch.autograd.grad(x, list(real.llama.parameters())) for x in (got, wanted)
+    ]
+    yield (
+        "the gradient of every weight, against two logprobs by hand",
+        max((a - b).abs().max().item() for a, b in zip(*slopes, strict=True)) < 1e-6,
+        True,
+        "all of the language model learns from it",
+    )
 
 
 @check
@@ -896,6 +1411,24 @@ def chosen_chance(f):
         error_of(lambda: f(two, two, 1)),
         ValueError,
         "n must be at least 2",
+    )
+    some, many = _normal(4, scale=3.0), _normal(6, seed=1, scale=3.0)
+    chances = [
+        1 - (sum(1 / (1 + math.exp((u - v) / 0.7)) for v in many.tolist()) / 6) ** 4
+        for u in some.tolist()
+    ]
+    yield (
+        "four answers, six others, n = 5, temperature 0.7",
+        f(some, many, 5, 0.7),
+        torch.tensor(chances),
+        "a mean over the others for each answer, then the power n - 1",
+    )
+    yield ("float64", f(two, two, 2).dtype, torch.float64, "convert first")
+    yield (
+        "far apart",
+        f(torch.tensor([-300.0, 300.0]), torch.zeros(3), 2),
+        torch.tensor([0.0, 1.0]),
+        "no limit to how far utilities may be apart",
     )
 
 
@@ -959,6 +1492,19 @@ def score_normalisation(f):
         ValueError,
         "at least one",
     )
+    again = torch.tensor([1.0, 1.0, 1.0, 5.0, 2.0])
+    yield (
+        "1, 1, 1, 5, 2, in float64 too",
+        torch.tensor([f(again), f(again.double())]),
+        torch.tensor([[2.0, 1.732051]] * 2),  # sqrt((3 + 9) / 4)
+        "equal scores count each",
+    )
+    yield (
+        "a thousandth of them",
+        torch.tensor(f(again / 1000)[1] * 1000),
+        torch.tensor(1.732051),
+        "add nothing to the std",
+    )
 
 
 # ----------------------------------------------------------------------------- 12 audit
@@ -967,6 +1513,12 @@ def score_normalisation(f):
 @check
 def length_only_accuracy(f):
     """Check `length_only_accuracy(longer_by, exact)`."""
+    yield (
+        "a plain number",
+        _kind(f(torch.ones(1), torch.ones(1))),
+        float,
+        "take .item() of the tensor",
+    )
     exact = torch.tensor([0.9, 0.8, 0.6])
     yield (
         "the longer answer of each pair",
@@ -992,11 +1544,25 @@ def length_only_accuracy(f):
         torch.tensor(0.533333),
         "one half each: (0.5 + 0.5 + 0.6) / 3",
     )
+    by = torch.tensor([7.0, -3.0, 0.0, 2.0, -1.0])
+    exact = torch.tensor([0.9, 0.4, 0.8, 0.3, 1.0])
+    yield (
+        "five pairs",
+        torch.tensor(f(by, exact)),
+        torch.tensor((0.9 + 0.6 + 0.5 + 0.3 + 0.0) / 5).clamp(min=0.54),
+        "one rule for all pairs: the better of 2.3 / 5 and 2.7 / 5",
+    )
 
 
 @check
 def brier_score(f):
     """Check `brier_score(predicted, exact)`."""
+    yield (
+        "a plain number",
+        _kind(f(torch.ones(1), torch.ones(1))),
+        float,
+        "take .item() of the tensor",
+    )
     exact = torch.tensor([0.9, 0.5])
     yield (
         "the exact probabilities themselves",
@@ -1022,11 +1588,30 @@ def brier_score(f):
         torch.tensor(0.2),
         "(0.2^2 + 0.6^2) / 2",
     )
+    three = torch.tensor([0.1, 0.7, 1.0]), torch.tensor([0.2, 0.6, 0.9])
+    yield (
+        "three pairs",
+        torch.tensor(f(*three)),
+        torch.tensor((0.01 + 0.16 + 0.01 + 0.24 + 0.01 + 0.09) / 3),
+        "(predicted - exact)^2 + exact (1 - exact), a mean over the pairs",
+    )
+    yield (
+        "whole numbers of wins and losses, predicted as 1 and 0",
+        torch.tensor(f(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))),
+        torch.tensor(1.0),
+        "sure and wrong costs 1",
+    )
 
 
 @check
 def brier_floor(f):
     """Check `brier_floor(exact)`."""
+    yield (
+        "a plain number",
+        _kind(f(torch.ones(1))),
+        float,
+        "take .item() of the tensor",
+    )
     yield (
         "probabilities .9 and .5",
         torch.tensor(f(torch.tensor([0.9, 0.5]))),
@@ -1044,6 +1629,12 @@ def brier_floor(f):
         torch.tensor(f(torch.tensor([0.5]))),
         torch.tensor(0.25),
         "p (1 - p) at one half",
+    )
+    yield (
+        "three pairs",
+        torch.tensor(f(torch.tensor([0.2, 0.6, 0.9]))),
+        torch.tensor((0.16 + 0.24 + 0.09) / 3),
+        "a mean over the pairs, whatever their number",
     )
 
 
@@ -1080,6 +1671,53 @@ def length_balanced(f):
         f([_compared((long, short))], len, random.Random(0)),
         [],
         "no empty lists",
+    )
+    # Lengths in letters: three longer by 2 against one, two longer by 4 against two.
+    groups = [
+        _compared(("aaa", "b"), ("ccc", "d"), ("e", "fff"), ("gg gg", "h")),
+        _compared(("iii", "j"), ("kkkkk", "l"), ("m", "nnnnn"), ("o", "ppppp")),
+        _compared(("qq", "rr")),
+    ]
+    left = [f(groups, len, random.Random(seed)) for seed in range(12)]
+    wins = [
+        sorted(len(x.chosen) - len(x.rejected) for group in kept for x in group)
+        for kept in left
+    ]
+    yield (
+        "balanced by another length, whatever the rng",
+        wins,
+        [[-4, -4, -2, 0, 2, 4, 4]] * 12,
+        "ask the function length; as many +2 as -2, as many +4 as -4",
+    )
+    yield (
+        "which of the three is kept is drawn",
+        len(
+            {x.chosen for kept in left for group in kept for x in group}
+            & {"aaa", "ccc", "iii"}
+        ),
+        3,
+        "shuffle before you cut, with rng",
+    )
+    yield (
+        "the same rng keeps the same",
+        f(groups, len, random.Random(3)) == left[3],
+        True,
+        "draw from rng, from nothing else",
+    )
+    order = [x for group in groups for x in group]
+    at = [[order.index(x) for group in kept for x in group] for kept in left]
+    yield (
+        "what is kept stands where it stood, in its own group",
+        (
+            all(rows == sorted(rows) for rows in at),
+            all(
+                any(set(map(id, kept)) <= set(map(id, g)) for g in groups)
+                for x in left
+                for kept in x
+            ),
+        ),
+        (True, True),
+        "filter the groups, and leave them in order",
     )
 
 
@@ -1121,6 +1759,39 @@ def safety_label_loss(f):
         error_of(lambda: f(scores, labels[:, None])),
         ValueError,
         "(B, B) by broadcasting",
+    )
+    x = _normal(7, scale=4.0)
+    y = torch.tensor([0.0, 1.0, 0.3, 0.5, 0.9, 0.0, 1.0])
+    losses = torch.tensor(
+        [
+            math.log1p(math.exp(s)) - t * s
+            for s, t in zip(x.tolist(), y.tolist(), strict=True)
+        ]
+    )
+    yield (
+        "seven answers, some labels between 0 and 1: none, mean, sum",
+        torch.cat([f(x, y, r).view(-1) for r in ("none", "mean", "sum")]),
+        torch.cat((losses, losses.mean().view(1), losses.sum().view(1))),
+        "-label log p - (1 - label) log(1 - p)",
+    )
+    for reduction, share in (("none", 1.0), ("mean", 1 / 7), ("sum", 1.0)):
+        yield (
+            f"its slope is p - label, reduction {reduction}",
+            gradient(lambda s, r=reduction: f(s, y, r), x),
+            share * (torch.sigmoid(x) - y),
+            "detach nothing",
+        )
+    yield (
+        "no limit: scores of 500 and -500, wrongly labelled",
+        f(torch.tensor([500.0, -500.0]), torch.tensor([False, True]), "none"),
+        torch.tensor([500.0, 500.0]),
+        "the version with logits",
+    )
+    yield (
+        "float64 scores, a float64 loss",
+        f(x.double(), y > 0.5).dtype,
+        torch.float64,
+        "convert the labels to the scores' dtype",
     )
 
 
@@ -1183,6 +1854,35 @@ def select_reward(f):
         ValueError,
         "0.15 is a probability; apply the sigmoid first",
     )
+    safety = torch.tensor([0.6, 0.5, 0.49, 0.0, 1.0, 0.7])
+    helpfulness = torch.tensor([0.1, 0.9, 1.0, 0.5, 0.0, 0.2])
+    flags = torch.tensor([False, False, False, False, False, True])
+    yield (
+        "six rows at a threshold of one half",
+        f(safety, helpfulness, flags, 0.5),
+        torch.tensor([0.1, 0.9, 0.49, 0.0, 0.0, 0.7]),
+        "safety where it is below the threshold or the prompt unsafe",
+    )
+    yield (
+        "at the thresholds 0 and 1",
+        torch.stack([f(safety, helpfulness, flags, x) for x in (0.0, 1.0)]),
+        torch.stack(
+            (
+                torch.tensor([0.1, 0.9, 1.0, 0.5, 0.0, 0.7]),
+                torch.tensor([0.6, 0.5, 0.49, 0.0, 0.0, 0.7]),
+            )
+        ),
+        "nothing is below 0, and 1 is not below 1",
+    )
+    yield (
+        "the dtype is that of the probabilities",
+        (
+            f(safety, helpfulness, flags).dtype,
+            f(safety.double(), helpfulness.double(), flags).dtype,
+        ),
+        (torch.float32, torch.float64),
+        "select, and convert nothing",
+    )
 
 
 # ------------------------------------------------------------------- 25 honest numbers
@@ -1191,6 +1891,7 @@ def select_reward(f):
 @check
 def wilson_interval(f):
     """Check `wilson_interval(share, count, z)`."""
+    yield ("two plain numbers", _kinds(f(0.8, 10)), [float, float], "low and high")
     yield (
         "8 of 10 right",
         torch.tensor(f(0.8, 10)),
@@ -1222,6 +1923,13 @@ def wilson_interval(f):
         torch.tensor([0.0, 0.605766]),  # (z^2 / n) / (1 + z^2 / n)
         "an effective count need not be whole",
     )
+    low, high = f(0.2, 17, 2.5)
+    yield (
+        "the ends for .8 mirror those for .2, 2.5 standard errors",
+        torch.tensor(f(0.8, 17, 2.5)),
+        torch.tensor([1 - high, 1 - low]),
+        "right and wrong are alike",
+    )
 
 
 def _from(seed):
@@ -1232,6 +1940,12 @@ def _from(seed):
 @check
 def bootstrap_interval(f):
     """Check `bootstrap_interval(values, generator, groups, draws, level)`."""
+    yield (
+        "two plain numbers",
+        _kinds(f(torch.arange(3.0), _from(0))),
+        [float, float],
+        "take .item() of both",
+    )
     three = torch.tensor([1.0, 2.0, 6.0])
     yield (
         "the middle 60 % of the 27 resamples of 1, 2, 6",
@@ -1287,11 +2001,25 @@ def bootstrap_interval(f):
         ValueError,
         "refuse a single unit",
     )
+    yield (
+        "the same groups, 80 %: one or the other twice has 1 / 4 each",
+        torch.tensor(
+            f(torch.tensor([0.0, 6.0, 0.0, 0.0]), _from(0), [7, 3, 7, 7], 4000, 0.8)
+        ),
+        torch.tensor([0.0, 6.0]),
+        "a value belongs to the group that is named at its place",
+    )
 
 
 @check
 def intraclass_correlation(f):
     """Check `intraclass_correlation(values)`."""
+    yield (
+        "a plain number",
+        _kind(f(torch.arange(4.0).view(2, 2))),
+        float,
+        "take .item() of the tensor",
+    )
     yield (
         "rows (1, 1), (0, 0), (1, 0)",
         torch.tensor(f(torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]))),
@@ -1321,6 +2049,18 @@ def intraclass_correlation(f):
         error_of(lambda: f(torch.ones(2, 2))),
         ValueError,
         "0 / 0 is no correlation",
+    )
+    yield (
+        "three rows of four, by hand",
+        torch.tensor(
+            f(
+                torch.tensor(
+                    [[1.0, 3.0, 1.0, 3.0], [2.0, 2.0, 6.0, 6.0], [0.0, 0.0, 0.0, 8.0]]
+                )
+            )
+        ),
+        torch.tensor((16 / 3 - 68 / 9) / (16 / 3 + 3 * 68 / 9)),
+        "row means 2, 4, 2: B = 4 x 4/3; variances 4/3, 16/3, 16: W = 68/9",
     )
 
 
@@ -1355,11 +2095,31 @@ def roc_curve(f):
         ValueError,
         "refuse labels that are all alike",
     )
+    yield (
+        "float64, both",
+        [x.dtype for x in f(scores, labels)],
+        [torch.float64] * 2,
+        "shares of counts, in float64",
+    )
+    mixed = torch.tensor([5.0, 5.0, 4.0, 3.0, 3.0, 3.0, 2.0])
+    bad = torch.tensor([True, False, False, True, False, True, False])
+    yield (
+        "seven answers at four scores",
+        torch.stack(f(mixed, bad)),
+        torch.tensor([[0, 1, 2, 3, 4], [0, 1, 1, 3, 3]]) / torch.tensor([[4.0], [3.0]]),
+        "a point for each distinct score, and (0, 0) before them",
+    )
 
 
 @check
 def auc(f):
     """Check `auc(scores, labels)`."""
+    yield (
+        "a plain number",
+        _kind(f(torch.arange(2.0), torch.tensor([False, True]))),
+        float,
+        "take .item() of the tensor",
+    )
     labels = torch.tensor([True, True, False, False])
     for claim, scores, expected, hint in (
         ("scores 3, 1 against 2, 1", [3.0, 1.0, 2.0, 1.0], 0.625, "2 1/2 of 4 pairs"),
@@ -1385,4 +2145,15 @@ def auc(f):
         error_of(lambda: f(torch.ones(2), torch.ones(2, dtype=torch.bool))),
         ValueError,
         "there is no pair",
+    )
+    yield (
+        "three bad ones, four good ones, with ties: 6 1/2 of 12 pairs",
+        torch.tensor(
+            f(
+                torch.tensor([5.0, 5.0, 4.0, 3.0, 3.0, 3.0, 2.0]),
+                torch.tensor([True, False, False, True, False, True, False]),
+            )
+        ),
+        torch.tensor(6.5 / 12),
+        "3 1/2 for the first, 1 1/2 for each of the others",
     )
