@@ -58,6 +58,8 @@ LEVELS = [
         "course.sync",
         "course.tidy",
         "course.tiny_cache",
+        "course.mend",
+        "course.sick_runs",
     ],
     ["course.checks.case", "course.release"],
     ["course.checks.language", "course.checks.reward", "course.checks.policy"],

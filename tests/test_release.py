@@ -13,7 +13,8 @@ from minillama.course import release, sync
 NOTEBOOKS = [
     path
     for path in sorted(sync.NOTEBOOKS.glob("*.ipynb"))
-    if not path.name.startswith("00_")  # the map has no exercises
+    # the map has no exercises, the clinic others: test_bug_clinic.py
+    if not path.name.startswith(("00_", "28_"))
 ]
 SOURCE = '''# minillama/toy.py
 SIZE = 2  # bounds
@@ -201,7 +202,7 @@ def test_the_command_writes_every_notebook(tmp_path, capsys):
         path.name for path in sorted(sync.NOTEBOOKS.glob("*.ipynb"))
     ]
     assert f"{len(written)} notebooks with blanks in" in capsys.readouterr().out
-    assert "NotImplementedError" in written[-1].read_text(encoding="utf-8")
+    assert "NotImplementedError" in written[1].read_text(encoding="utf-8")
 
 
 def test_somebodys_work_is_not_written_over(tmp_path, capsys):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 
-from minillama.course import sync
+from minillama.course import mend, sync
 
 STUDENT = sync.PROJECT / "build/student"
 
@@ -77,11 +77,13 @@ def _blank(name, file, indent):
 def student_edition(notebook):
     """Return a copy of a notebook with blanks for exercises and without outputs."""
     notebook = nbformat.from_dict(notebook)
-    for cell in notebook.cells:
+    for i, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             if is_exercise(cell):
                 cell.source, _ = blanked(cell.source)
+            elif mend.mended_name(cell):
+                cell.source = mend.still_broken(cell, notebook.cells[:i])
     return notebook
 
 
