@@ -30,6 +30,7 @@ from minillama import (
     arena,
     audit,
     best_of_n,
+    budget,
     chat_format,
     data,
     distributed,
@@ -797,6 +798,27 @@ GOOD = {
     stages.fit_reward_model: None,
     stages.build_policy: None,
     stages.build_ppo: None,
+    # budget
+    budget.right_answer: dict(prompt=PROMPT, text=TEXT),
+    budget.Checker: dict(tokenizer=TOKENIZER),
+    budget.Checker.probabilities: None,
+    budget.comparisons: dict(
+        settings=SETTINGS, tokenizer=TOKENIZER, kind="safety", copy=0
+    ),
+    budget.best_of_four: lambda: dict(
+        policy=MODEL, judges=JUDGES, prompts=ASKED, generator=G
+    ),
+    budget.train_raft: lambda: dict(
+        policy=copy.deepcopy(MODEL),
+        ref_policy=MODEL,
+        judges=JUDGES,
+        prompts=ASKED,
+        settings=FEW_STEPS,
+        generator=G,
+    ),
+    budget.build_method: None,
+    budget.trained: None,
+    budget.lines_of_code: dict(method="PPO"),
     stages.rung_data: None,
     stages.build_rung: None,
     stages.counted_rungs: None,
@@ -3182,6 +3204,53 @@ BAD = {
             TypeError,
             "prompts must be a list of Prompt (N,), got a list",
         ),
+    ],
+    budget.right_answer: [
+        (dict(prompt=PROMPT.text), TypeError, "prompt must be a Prompt, got"),
+        (dict(text=None), TypeError, "text must be a text, got None"),
+    ],
+    budget.Checker: [(dict(tokenizer=None), TypeError, "tokenizer must be a Tokenize")],
+    budget.Checker.probabilities: [
+        (
+            dict(self=budget.Checker(TOKENIZER), ids=IDS[0], mask=ALL),
+            ValueError,
+            "ids must be an int64 tensor (B, T), got shape",
+        ),
+    ],
+    budget.comparisons: [
+        (dict(kind="style"), ValueError, 'kind must be "helpfulness" or "safety", g'),
+        (dict(copy=-1), ValueError, "copy must be an int >= 0, got -1"),
+    ],
+    budget.best_of_four: [
+        (dict(prompts=[]), ValueError, "prompts must be a list of list (N,), got 0"),
+        (dict(policy=JUDGE), TypeError, "policy must be a Llama, got a RewardModel"),
+    ],
+    budget.train_raft: [
+        (dict(policy=LEARNER, ref_policy=LEARNER), ValueError, "ref_policy must be a"),
+        (dict(settings=SHORT_GRPO), TypeError, "settings must be a LMSettings, got"),
+    ],
+    budget.build_method: [
+        (
+            dict(
+                settings=SETTINGS,
+                tokenizer=TOKENIZER,
+                sft=MODEL,
+                safety=JUDGE,
+                helpfulness=JUDGE,
+                method="SPPO",
+                plan=None,
+                copy=0,
+            ),
+            ValueError,
+            "method must be in ['PPO', 'GRPO',",
+        ),
+    ],
+    budget.trained: [
+        (dict(stages=STAGES, method="SPPO", copy=0), ValueError, "method must be in"),
+        (dict(stages=STAGES, method="PPO", copy=-1), ValueError, "copy must be an int"),
+    ],
+    budget.lines_of_code: [
+        (dict(method="SPPO"), ValueError, "method must be in ['PPO', 'GRPO',"),
     ],
     stages.rung_data: [
         (

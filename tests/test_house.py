@@ -46,7 +46,7 @@ LEVELS = [
     ["dpo", "off_policy", "ppo"],
     ["grpo"],
     ["stages"],
-    ["preference_audit"],
+    ["preference_audit", "budget"],
     ["pipeline", "distributed", "hf"],
     ["any_reward_model"],
     ["reward_file"],
@@ -345,6 +345,7 @@ def test_the_readmes_tree_lists_what_exists():
         for name in (
             "Makefile",
             "LICENSE",
+            "CITATION.cff",
             "requirements.txt",
             "pyproject.toml",
             "conftest.py",
