@@ -1,5 +1,6 @@
 """The checks as a whole: each has a test of its own, and all can be had by one name."""
 
+import pytest
 import test_checks_language
 import test_checks_policy
 import test_checks_reward
@@ -33,3 +34,16 @@ def test_every_check_is_had_from_the_package():
     for module in FILES:
         for name in checks_of(module):
             assert getattr(checks, name) is getattr(module, name)
+
+
+def test_a_failed_check_is_shown_in_a_few_lines():
+    def doubled(values, mask=None, shift_mean=True):
+        return 2 * values
+
+    with pytest.raises(AssertionError) as failed:
+        checks.whiten(doubled)
+    lines = failed.value._render_traceback_()
+    assert len(lines) == 4
+    starts = ("whiten: ", "expected ", "got ", "Hint: ")
+    assert all(line.startswith(x) for line, x in zip(lines, starts, strict=True))
+    assert all(line in str(failed.value) for line in lines)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import random
+import re
 import traceback
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from minillama.model import Llama, LlamaConfig
 TOLERANCE = 1e-4
 LONG = 110  # More of a value than so many characters is not shown.
 OURS = [Path(file).parent for file in (tokenizer.__file__, torch.__file__)]
+
+
+class CheckFailed(AssertionError):
+    """What a check has to say; IPython shows it in a few lines, without a traceback."""
+
+    def _render_traceback_(self):
+        """Return the lines: what was checked, expected and got, and the hint."""
+        return re.split(r": (?=expected )|, (?=got )| (?=Hint: )", str(self))
 
 
 def check(cases, may_draw=False):
@@ -28,7 +37,7 @@ def check(cases, may_draw=False):
         try:
             for claim, got, expected, hint in cases(tried):
                 if not same(got, expected):
-                    raise AssertionError(
+                    raise CheckFailed(
                         f"{cases.__name__}: {claim}: {told(got, expected)}. "
                         f"Hint: {hint}."
                     )
@@ -38,7 +47,7 @@ def check(cases, may_draw=False):
         except Exception as error:
             if not is_ours(error):
                 raise
-            raise AssertionError(
+            raise CheckFailed(
                 f"{cases.__name__}: after {passed} checks: expected something to "
                 f"go on with, got {type(error).__name__}: {cut(error)}. Hint: is a "
                 "`return` missing, or is what comes back of another kind or shape "
@@ -73,14 +82,14 @@ def guarded(implementation, name, may_draw):
         result = implementation(*arguments, **named)
         for (key, was), (_, now) in zip(before, held(given), strict=True):
             if not alike(was, now):
-                raise AssertionError(
+                raise CheckFailed(
                     f"{name}: argument {key} after a call: {told(now, was)}. "
                     "Hint: change no argument, work on something new."
                 )
         if not may_draw and not alike(
             state, (torch.get_rng_state(), random.getstate())
         ):
-            raise AssertionError(
+            raise CheckFailed(
                 f"{name}: global random numbers: expected none drawn and nothing "
                 "seeded, got another state after a call. Hint: draw from the "
                 "generator that is given alone."
