@@ -9,6 +9,8 @@
 #   make mine FROM=build/student
 #                        a package of what you wrote there, its tests and its policy;
 #                        ONLY=gae,whiten or EXCEPT=gae chooses
+#   make nbgrader        build/nbgrader/: the same as a course for nbgrader, which
+#                        collects and grades
 #   make tidy            take out of the notebooks what running and saving leaves
 #   make sync            fill the notebooks' definition cells from the package
 #   make lint            ruff, and whether the definition cells agree with the package
@@ -16,7 +18,7 @@
 #   make mutants FILE=minillama/kl.py
 #                        whether the unit tests of a file notice a change in it
 #   make clean           delete build/ (trained stages included) and caches;
-#                        make clean ALL=1 also deletes build/student and .venv
+#                        make clean ALL=1 also build/student, build/nbgrader, .venv
 #
 # Another interpreter: make test PYTHON=python3.12
 
@@ -54,7 +56,7 @@ SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=loadfile \
 LAB := --ServerApp.root_dir=. --LabApp.news_url=None \
   $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help run test lab student mine tidy sync lint bench mutants clean
+.PHONY: help run test lab student mine nbgrader tidy sync lint bench mutants clean
 
 help:
 	@sed -n 's/^#   //p; /^$$/q' Makefile
@@ -62,8 +64,9 @@ help:
 run: $(READY)
 	$(PY) -m minillama run $(ARGS)
 
+# A CI system sets CI: there nbgrader is installed for its test, which is skipped without.
 test: export OMP_NUM_THREADS = 1
-test: $(READY)
+test: $(READY) $(if $(CI),nbgrader)
 	$(PY) -m pytest $(WHAT) $(NBVAL) $(if $(NB),,$(SIDE_BY_SIDE)) \
 	  --junitxml=build/test/junit.xml $(ARGS)
 
@@ -76,6 +79,11 @@ student: $(READY)
 mine: $(READY)
 	$(PY) -m minillama.course.mine $(or $(FROM),build/student) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(EXCEPT),--except $(EXCEPT)) $(ARGS)
+
+# nbgrader comes with the first call: it puts its own menu and buttons into JupyterLab.
+nbgrader: $(READY)
+	@$(PY) -c 'import nbgrader' 2>/dev/null || $(PY) -m pip install -q -e '.[nbgrader]'
+	$(PY) -m minillama.course.release nbgrader
 
 tidy: $(READY)
 	$(PY) -m minillama.course.tidy
@@ -98,8 +106,9 @@ mutants: $(READY)
 	$(PY) tests/mutants.py $(FILE) $(ARGS)
 
 clean:
-	@echo "deleting build/ (trained stages included, build/student only with ALL=1), caches$(if $(ALL), and $(VENV))"
-	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 $(if $(ALL),,! -name student) -exec rm -rf {} +
+	@echo "deleting build/ (trained stages included, build/student and build/nbgrader only with ALL=1), caches$(if $(ALL), and $(VENV))"
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 \
+	  $(if $(ALL),,! -name student ! -name nbgrader) -exec rm -rf {} +
 	@rm -rf .pytest_cache .ruff_cache .hypothesis *.egg-info \
 	  notebooks/.ipynb_checkpoints $(if $(ALL),$(VENV))
 	@find minillama tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -201,7 +201,7 @@ def test_the_command_writes_every_notebook(tmp_path, capsys):
     assert [path.name for path in written] == [
         path.name for path in sorted(sync.NOTEBOOKS.glob("*.ipynb"))
     ]
-    assert f"{len(written)} notebooks with blanks in" in capsys.readouterr().out
+    assert f"{len(written)} notebooks written to" in capsys.readouterr().out
     assert "NotImplementedError" in written[1].read_text(encoding="utf-8")
 
 
@@ -230,3 +230,137 @@ def test_you_write_names_what_is_blank(path):
         if not name.startswith("_")  # a helper of an exercise is no promise
     ]
     assert names_in(head[1]) == list(dict.fromkeys(blanks))
+
+
+def without_regions(source):
+    """What nbgrader leaves of a source with solution regions, by our settings."""
+    region = re.compile(r"### BEGIN SOLUTION\n.*?### END SOLUTION", re.DOTALL)
+    return region.sub("# your code", source)
+
+
+def test_a_body_becomes_a_region_above_the_blanks_error():
+    marked, names = release.with_regions(SOURCE)
+    assert names == ["double", "half", "Point.norm"]
+    assert without_regions(marked) == BLANK
+    regions = re.findall(r"BEGIN SOLUTION\n(.*?) *### END", marked, re.DOTALL)
+    assert regions[1] == "    # no docstring\n    return x / 2\n"
+    space = {}
+    source, _ = release.with_regions("# minillama/toy.py\ndef f(x):\n    x.append(1)")
+    exec(source, space)
+    assert space["f"]([]) is None  # nothing arrives at the error
+
+
+def graded(path):
+    """The code cells of the nbgrader edition."""
+    return code_cells(release.nbgrader_edition(read(path)))
+
+
+def role(cell):
+    return cell.metadata.get("nbgrader", {})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nbgrader_gets_exercises_and_locked_checks_with_points(path):
+    cells, course = graded(path), read(path)
+    ids = [role(cell)["grade_id"] for cell in cells if role(cell)]
+    assert len(ids) == len(set(ids)) == 2 * sum(map(release.is_exercise, course.cells))
+    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+        assert release.is_exercise(cell) == bool(role(cell).get("solution"))
+        if release.is_exercise(cell):
+            names = re.findall(r"BEGIN SOLUTION", cell.source)
+            assert role(following)["points"] == len(names) > 0
+            assert role(following)["locked"] and role(following)["grade"]
+        elif cell.id.endswith("-after"):
+            assert not re.search(r"^check\.", cell.source, re.MULTILINE)
+    theirs, ours = (
+        " ".join(x.source for x in edition if not release.is_exercise(x))
+        for edition in (cells, code_cells(course))
+    )
+    hidden = re.compile(r"### BEGIN HIDDEN.*?### END HIDDEN TESTS", re.DOTALL)
+    assert hidden.sub("", theirs).split() == ours.split()  # nothing else is lost
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_exercise_counts_alone(path):
+    """With all others blank its check passes, and with all solved every check does."""
+    cells = graded(path)
+    exercises = [i for i, cell in enumerate(cells) if release.is_exercise(cell)]
+
+    def passed(solved):
+        """The exercises whose checks pass when those of `solved` are written."""
+        namespace, passes = {"__name__": "__main__"}, []
+        for i, cell in enumerate(cells):
+            if i in exercises and i not in solved:
+                cell = nbformat.from_dict(
+                    {**cell, "source": without_regions(cell.source)}
+                )
+            if not role(cell).get("grade"):
+                run_definitions(cell, namespace)
+                continue
+            try:
+                exec(cell.source, namespace)
+            except NotImplementedError:
+                continue
+            passes.append(i - 1)
+        return passes
+
+    assert passed(exercises) == exercises
+    assert [passed([i]) for i in exercises] == [[i] for i in exercises]
+
+
+def test_a_function_to_mend_counts_when_it_is_mended():
+    """The region defines it anew; without the region it is what a student gets."""
+    path = sync.NOTEBOOKS / "28_bug_clinic.ipynb"
+    namespace, broken = (
+        {"__name__": "__main__"},
+        code_cells(release.student_edition(read(path))),
+    )
+    for cell, given in zip(graded(path), broken, strict=True):
+        if not role(cell):
+            run_definitions(cell, namespace)
+        elif role(cell)["solution"]:
+            without = without_regions(cell.source)
+            assert without.removesuffix("\n\n\n# your code") == given.source
+            sources = without, cell.source
+        else:
+            exec(sources[0], namespace)
+            with pytest.raises(AssertionError):
+                exec(cell.source, namespace)
+            exec(sources[1], namespace)
+            exec(cell.source, namespace)
+    assert sum(role(x).get("points", 0) for x in graded(path)) >= 12
+
+
+def test_the_courses_own_answer_is_worth_nothing():
+    cells = graded(sync.NOTEBOOKS / "15_whiten.ipynb")
+    namespace = {}
+    exec("from minillama.whiten import logit", namespace)
+    check = next(cell for cell in cells if role(cell).get("grade"))
+    with pytest.raises(AssertionError, match="the course's own: no points"):
+        exec(check.source, namespace)
+
+
+def test_links_between_lessons_follow_the_folders():
+    notebook = nbformat.v4.new_notebook()
+    text = (
+        "[14](14_policy_gradient.ipynb) and [a paper](https://example.org/14_x.ipynb)"
+    )
+    notebook.cells = [nbformat.v4.new_markdown_cell(text)]
+    (cell,) = release.nbgrader_edition(notebook).cells
+    moved = "(../14_policy_gradient/14_policy_gradient.ipynb)"
+    assert cell.source == text.replace("(14_policy_gradient.ipynb)", moved)
+
+
+def test_the_command_writes_an_nbgrader_course_once(tmp_path, capsys):
+    assert release.main(["nbgrader", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "source/17_gae/17_gae.ipynb").is_file()
+    for name in ("nbgrader_config.py", "source/17_gae/17_gae.ipynb"):
+        (tmp_path / name).write_text("a teacher's work")
+    assert release.main(["nbgrader", "--out", str(tmp_path)]) == 0
+    assert "were there before and stay as they are" in capsys.readouterr().out
+    for name in ("nbgrader_config.py", "source/17_gae/17_gae.ipynb"):
+        assert (tmp_path / name).read_text() == "a teacher's work"
+
+
+def test_nbgraders_settings_are_python():
+    ast.parse(release.CONFIG)
