@@ -328,7 +328,7 @@ def draw_curves(history, path):
             },
         ),
         ("Proxy: what PPO climbs", "logit", {"proxy": (None, "#0072B2")}),
-        ("The way from the SFT policy", "KL, nats", {"kl": (None, "#0072B2")}),
+        ("Distance from the SFT policy", "KL, nats", {"kl": (None, "#0072B2")}),
     )
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, (title, unit, lines) in zip(figure.subplots(1, 3), panels, strict=True):
