@@ -11,6 +11,7 @@
 #                        ONLY=gae,whiten or EXCEPT=gae chooses
 #   make nbgrader        build/nbgrader/: the same as a course for nbgrader, which
 #                        collects and grades
+#   make book            build/book/: the notebooks as web pages, to be read offline
 #   make tidy            take out of the notebooks what running and saving leaves
 #   make sync            fill the notebooks' definition cells from the package
 #   make lint            ruff, and whether the definition cells agree with the package
@@ -56,7 +57,7 @@ SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=loadfile \
 LAB := --ServerApp.root_dir=. --LabApp.news_url=None \
   $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help run test lab student mine nbgrader tidy sync lint bench mutants clean
+.PHONY: help run test lab student mine nbgrader book tidy sync lint bench mutants clean
 
 help:
 	@sed -n 's/^#   //p; /^$$/q' Makefile
@@ -84,6 +85,12 @@ mine: $(READY)
 nbgrader: $(READY)
 	@$(PY) -c 'import nbgrader' 2>/dev/null || $(PY) -m pip install -q -e '.[nbgrader]'
 	$(PY) -m minillama.course.release nbgrader
+
+# Sphinx and MathJax come with the first call.
+book: $(READY)
+	@$(PY) -c 'import mathjax, sphinx_book_theme' 2>/dev/null || \
+	  $(PY) -m pip install -q -e '.[book]'
+	$(PY) -m minillama.course.book $(ARGS)
 
 tidy: $(READY)
 	$(PY) -m minillama.course.tidy

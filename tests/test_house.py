@@ -61,7 +61,7 @@ LEVELS = [
         "course.mend",
         "course.sick_runs",
     ],
-    ["course.checks.case", "course.release"],
+    ["course.checks.case", "course.book", "course.release"],
     ["course.checks.language", "course.checks.reward", "course.checks.policy"],
     ["course.checks.__init__", "course.checks"],  # its file, and how others import it
     ["course.mine"],
