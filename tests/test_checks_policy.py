@@ -8,7 +8,21 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from mistakes import altered, both_tests, mean_of_everything, row_means
+from mistakes import (
+    altered,
+    both_tests,
+    by_default,
+    detached,
+    in_float32,
+    limited,
+    mean_of_everything,
+    of_the_first_row,
+    overwriting,
+    rounded,
+    row_means,
+    seeding,
+    switching,
+)
 
 from minillama import (
     best_of_n,
@@ -1050,6 +1064,84 @@ WRONG += [
         "answer_scores",
         scores_with(lambda x: sum(map(log_sigmoid, x)), max),
     ),
+]
+
+
+def ppo_step_with(**functions):
+    """`ppo_step` in which functions of its module are others."""
+
+    def f(*arguments):
+        with mock.patch.multiple(ppo, **functions):
+            return ppo.ppo_step(*arguments)
+
+    return f
+
+
+# What a check misses that looks at two rows of friendly numbers: arguments and random
+# numbers that are not the function's own, slopes, dtypes, modes, magnitudes, defaults,
+# and a policy that has not moved.
+WRONG += [
+    ("reinforce_loss", overwriting(policy_gradient.reinforce_loss, 1)),
+    ("reinforce_loss", in_float32(policy_gradient.reinforce_loss)),
+    ("leave_one_out", in_float32(policy_gradient.leave_one_out)),
+    ("rewards_to_go", limited(policy_gradient.rewards_to_go, -100, 100)),
+    ("rewards_to_go", of_the_first_row(policy_gradient.rewards_to_go, 2)),
+    ("gradient_variance", seeding(policy_gradient.gradient_variance)),
+    ("gradient_variance", rounded(policy_gradient.gradient_variance)),
+    ("masked_mean", limited(whiten.masked_mean, -100, 100)),
+    ("logit", lambda p, eps=1e-6: whiten.logit(p * (1 - 2 * eps) + eps, eps)),
+    ("logit", overwriting(whiten.logit)),
+    ("whiten", limited(whiten.whiten, -3, 3)),
+    ("whiten", lambda x, mask=None, shift_mean=True: whiten.whiten(x, mask)),
+    ("exact_kl", altered(kl.exact_kl, lambda x: x.nan_to_num(posinf=0.0))),
+    ("exact_kl", limited(kl.exact_kl, 0, 5)),
+    ("kl_estimate", lambda a, b, kind="k1": kl.kl_estimate(a, b.detach(), kind)),
+    ("kl_estimate", limited(kl.kl_estimate, -10, 10)),
+    ("kl_penalised_rewards", rounded(kl.kl_penalised_rewards)),
+    ("gae", by_default(gae_module.gae, "lam", 4)),
+    ("gae", altered(gae_module.gae, lambda x: [y.clamp(-5, 5) for y in x])),
+    ("exact_values", altered(exact.exact_values, lambda x: [y.float() for y in x])),
+    ("policy_loss", by_default(ppo.policy_loss, "clip_eps", 4)),
+    ("policy_loss", limited(ppo.policy_loss, -10, 10)),
+    ("value_loss", by_default(ppo.value_loss, "clip_eps", 4)),
+    ("value_loss", of_the_first_row(ppo.value_loss, 4)),
+    ("objective", detached(exact.objective)),
+    ("optimal_policy", altered(exact.optimal_policy, lambda x: (x[0].float(), x[1]))),
+    ("response_logprobs", detached(lm.response_logprobs)),
+    ("response_logprobs", limited(lm.response_logprobs, -5, 0)),
+    ("response_logprobs", switching(lm.response_logprobs)),
+    ("ppo_step", seeding(ppo.ppo_step)),
+    ("ppo_step", ppo_step_with(policy_loss=by_default(ppo.policy_loss, "", 4))),
+    ("ppo_step", ppo_step_with(value_loss=by_default(ppo.value_loss, "", 4))),
+    ("ppo_step", ppo_step_with(clip_fraction=by_default(ppo.clip_fraction, "", 3))),
+    ("ppo_step", ppo_step_with(response_values=detached(ppo.response_values))),
+    ("best_of_n_mean", of_the_first_row(best_of_n.best_of_n_mean)),
+    (
+        "best_of_n_mean",
+        lambda x, y, n: best_of_n.best_of_n_mean(x.flip(1), y.flip(1), n),
+    ),
+    ("best_of_n_policy", lambda p, x, n: best_of_n.best_of_n_policy(p, x.round(), n)),
+    ("implicit_reward", limited(dpo.implicit_reward, -10, 10)),
+    ("dpo_loss", by_default(dpo.dpo_loss, "reduction", 5)),
+    ("ipo_loss", limited(dpo.ipo_loss, 0, 100)),
+    ("kto_loss", overwriting(dpo.kto_loss)),
+    ("mismatched_kl", limited(dpo.mismatched_kl, 0, 10)),
+    ("pair_logprobs", switching(dpo.pair_logprobs, 1)),
+    ("importance_weights", limited(off_policy.importance_weights, 0, 1000)),
+    ("effective_sample_size", overwriting(off_policy.effective_sample_size)),
+    ("sampling_logprobs", limited(off_policy.sampling_logprobs, -20, 0)),
+    ("squared_error", rounded(off_policy.squared_error)),
+    ("group_advantages", in_float32(grpo.group_advantages)),
+    ("group_advantages", of_the_first_row(grpo.group_advantages)),
+    ("token_weights", lambda *x, **y: grpo.token_weights(*x, **y) * (len(x[0]) / 2)),
+    ("grpo_loss", by_default(grpo.grpo_loss, "ratio", 5)),
+    ("grpo_loss", limited(grpo.grpo_loss, -100, 100)),
+    ("kl_loss", detached(grpo.kl_loss)),
+    ("step_labels", lambda *x, ended=False: process_reward.step_labels(*x[:2], ended)),
+    ("yes_no_scores", switching(process_reward.yes_no_scores)),
+    ("yes_no_scores", detached(process_reward.yes_no_scores)),
+    ("step_loss", rounded(process_reward.step_loss)),
+    ("answer_scores", limited(process_reward.answer_scores, -math.inf, 50)),
 ]
 
 

@@ -6,7 +6,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mistakes import altered, both_tests, row_means
+from mistakes import (
+    altered,
+    both_tests,
+    by_default,
+    detached,
+    in_float32,
+    limited,
+    of_the_first_row,
+    overwriting,
+    rounded,
+    row_means,
+    seeding,
+    switching,
+)
 
 from minillama import (
     arena,
@@ -877,6 +890,57 @@ WRONG = [
             0.5 + (scores[labels].mean() - scores[~labels].mean()).item() / 2
         ),
     ),
+]
+
+# What a check misses that looks at two rows of friendly numbers: arguments and random
+# numbers that are not the function's own, slopes, dtypes, modes, magnitudes, defaults.
+WRONG += [
+    ("sigmoid", altered(world.sigmoid, lambda x: round(x, 6))),
+    ("sigmoid", altered(world.sigmoid, lambda x: 1.0 if x > 1 - 1e-9 else x)),
+    ("annotator", annotator_class(finds_safe=lambda self, prompt, text: 0.5)),
+    ("bayes_ceiling", altered(world.bayes_ceiling, torch.tensor)),
+    ("bayes_ceiling", lambda judge, x: world.bayes_ceiling(judge, list(set(x)))),
+    ("expected_accuracy", lambda _, *x: world.expected_accuracy(world.Annotator(), *x)),
+    ("fit_strengths", in_float32(arena.fit_strengths)),
+    ("fit_strengths", rounded(arena.fit_strengths, 3)),
+    ("fit_strengths", limited(arena.fit_strengths, -2.0, 2.0)),
+    ("strength_errors", in_float32(arena.strength_errors)),
+    ("last_token", overwriting(reward_model.last_token)),
+    ("last_token", of_the_first_row(reward_model.last_token)),
+    ("pool_mean", detached(reward_model.pool_mean)),
+    ("pool_mean", overwriting(reward_model.pool_mean)),
+    ("pool_mean", altered(reward_model.pool_mean, lambda x: x.nan_to_num(0.0))),
+    ("bradley_terry_loss", seeding(preference_loss.bradley_terry_loss)),
+    ("bradley_terry_loss", by_default(preference_loss.bradley_terry_loss, "", 3)),
+    ("bradley_terry_loss", in_float32(preference_loss.bradley_terry_loss)),
+    ("pair_scores", switching(preference_loss.pair_scores)),
+    (
+        "outcome_chances",
+        altered(exact.outcome_chances, lambda x: [y + 0.01 for y in x]),
+    ),
+    ("margin_slope", in_float32(exact.margin_slope)),
+    ("margin_slope", of_the_first_row(exact.margin_slope, 3)),
+    ("margin_minimiser", limited(exact.margin_minimiser, -30, 30)),
+    ("margin_minimiser", rounded(exact.margin_minimiser, 5)),
+    ("centring_loss", limited(preference_loss.centring_loss, 0, 100)),
+    ("chosen_lm_loss", switching(preference_loss.chosen_lm_loss)),
+    ("chosen_lm_loss", detached(preference_loss.chosen_lm_loss)),
+    ("chosen_chance", in_float32(best_of_n.chosen_chance)),
+    ("brier_score", altered(audit.brier_score, torch.tensor)),
+    ("brier_floor", altered(audit.brier_floor, torch.tensor)),
+    ("length_only_accuracy", altered(audit.length_only_accuracy, torch.tensor)),
+    ("length_balanced", seeding(audit.length_balanced)),
+    (
+        "safety_label_loss",
+        by_default(preference_loss.safety_label_loss, "reduction", 2),
+    ),
+    ("safety_label_loss", limited(preference_loss.safety_label_loss, 0, 100)),
+    ("select_reward", overwriting(reward_selection.select_reward, 1)),
+    ("select_reward", by_default(reward_selection.select_reward, "threshold", 3)),
+    ("bootstrap_interval", seeding(evidence.bootstrap_interval)),
+    ("bootstrap_interval", by_default(evidence.bootstrap_interval, "level", 4)),
+    ("roc_curve", lambda scores, labels: audit.roc_curve(scores.round(), labels)),
+    ("auc", lambda scores, labels: audit.auc(scores.abs(), labels)),
 ]
 
 

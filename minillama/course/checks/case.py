@@ -100,7 +100,13 @@ def guarded(implementation, name, may_draw):
 
 
 def held(value):
-    """Return a copy of what a call could change: tensors, and what holds them."""
+    """Return a copy of what a call could change: tensors, and what holds them.
+
+    Of a model that is its mode and what of it may learn: a step may change weights.
+    """
+    if isinstance(value, torch.nn.Module):
+        learns = [x.requires_grad for x in value.parameters()]
+        return [x.training for x in value.modules()] + learns
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -212,6 +218,16 @@ def gradient(call, at):
         return torch.zeros_like(at)
     (gradient,) = torch.autograd.grad(result, at, allow_unused=True)
     return torch.zeros_like(at) if gradient is None else gradient
+
+
+def scaled(call, power=1):
+    """Return call(c) / c^power for a small and a large c, two that should be alike."""
+    results = []
+    for c in (1e-4, 1e4):
+        result = call(c)
+        result = torch.stack(result) if isinstance(result, tuple) else result
+        results.append(torch.as_tensor(result) / c**power)
+    return torch.stack(results)
 
 
 def tiny_config(**changes):

@@ -12,6 +12,7 @@ from minillama.course.checks.case import (
     error_of,
     gradient,
     row,
+    scaled,
     tiny_llama,
 )
 from minillama.data import PairExample
@@ -114,6 +115,18 @@ def reinforce_loss(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    yield (
+        "logprobs far below 0",
+        f(50 * logprobs, advantages, mask),
+        torch.tensor(50 * by_hand / 5),
+        "no limit to a log-probability",
+    )
+    yield (
+        "small advantages and large ones",
+        scaled(lambda c: f(logprobs, c * advantages, mask)),
+        torch.stack([torch.tensor(by_hand / 5)] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 @check
@@ -174,6 +187,12 @@ def leave_one_out(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    yield (
+        "small scores and large ones",
+        scaled(lambda c: f(c * many)),
+        torch.stack([torch.tensor(others)] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 @check
@@ -227,6 +246,12 @@ def rewards_to_go(f):
         [torch.float32, torch.float64],
         "convert back what you convert",
     )
+    yield (
+        "small rewards and large ones",
+        scaled(lambda c: f(c * rewards, mask)),
+        torch.stack([by_hand] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 @check
@@ -277,6 +302,14 @@ def gradient_variance(f):
         f(g.double(), p.double()).dtype,
         torch.float64,
         "compute in the dtype that comes",
+    )
+    first = f(g, p)
+
+    yield (
+        "small gradients and large ones",
+        scaled(lambda c: f(c * g, p), 2),
+        torch.stack([first] * 2),
+        "no limit and no rounding, anywhere",
     )
 
 
@@ -346,6 +379,19 @@ def masked_mean(f):
         f(cube.double(), cube > 3).dtype,
         torch.float64,
         "compute in the dtype that comes",
+    )
+    many = torch.arange(600.0)
+    yield (
+        "500 of 600 entries",
+        f(many, many >= 100),
+        torch.tensor(349.5),
+        "divide by how many count",
+    )
+    yield (
+        "small values and large ones",
+        scaled(lambda c: f(c * (many - 250), many >= 100)),
+        torch.stack([torch.tensor(99.5)] * 2),
+        "no limit and no rounding, anywhere",
     )
 
 
@@ -503,6 +549,28 @@ def whiten(f):
         torch.tensor([[-0.995037, 0.0], [0.995037, 0.0]]),  # var 1e-6, and 1e-8 more
         "rsqrt(var + 1e-8), over the rows together",
     )
+    yield (
+        "shift_mean=False around another mean",
+        f(four - 7, shift_mean=False),
+        hand - 4.5,
+        "the mean of what came, -4.5",
+    )
+    lonely = f(torch.eye(30)[0])
+    yield (
+        "one entry of 30 far above the rest",
+        lonely[:2],
+        torch.tensor([5.294650, -0.182574]),  # (29/30, -1/30) / sqrt(1/30)
+        "no limit",
+    )
+    big = _normal(40)
+    first = f(big)
+
+    yield (
+        "values a thousand times as large, and more",
+        scaled(lambda c: f(1e6 * c * big), 0),
+        torch.stack([first] * 2),
+        "the scale disappears",
+    )
 
 
 # ------------------------------------------------------------------------- 16 kl reward
@@ -588,6 +656,13 @@ def exact_kl(f):
         [f(x, x).dtype for x in (logits.half(), logits, logits.double())],
         [torch.float32, torch.float32, torch.float64],
         "at least float32",
+    )
+    tilt = torch.tensor([1.0, -1.0, 0.0])
+    yield (
+        "close distributions, a million times as large",
+        1e6 * f(0.001 * tilt.double(), torch.zeros(3).double()),
+        torch.tensor(0.333333),  # half the variance of the logratio, 2/3 of 1e-6
+        "small is not 0",
     )
 
 
@@ -685,6 +760,13 @@ def kl_estimate(f):
         [torch.float64] * 3,
         "compute in the dtype that comes",
     )
+    near = row(0.05, -0.03)
+    yield (
+        "close to the reference: k2 and k3, a thousand times as large",
+        torch.cat([1000 * f(near, 0 * near, kind) for kind in ("k2", "k3")]),
+        torch.tensor([[1.25, 0.45], [1.229425, 0.454534]]),
+        "small is not 0",
+    )
 
 
 @check
@@ -765,6 +847,12 @@ def kl_penalised_rewards(f):
         f(scores.double(), a.double(), b.double(), mask, 1.0).dtype,
         torch.float64,
         "compute in the dtype that comes",
+    )
+    yield (
+        "small scores and betas, and large ones",
+        scaled(lambda c: f(c * scores, a, b, mask, 0.7 * c)),
+        torch.stack([by_hand] * 2),
+        "no limit and no rounding, anywhere",
     )
 
 
@@ -879,6 +967,27 @@ def gae(f):
         [torch.float64] * 2,
         "compute in the dtype that comes",
     )
+    pair = torch.stack((by_hand, torch.where(mask, by_hand + v, 0.0)))
+
+    yield (
+        "small rewards and values, and large ones",
+        scaled(lambda c: f(c * r, c * v, mask, 0.9, 0.7)),
+        torch.stack([pair] * 2),
+        "no limit and no rounding, anywhere",
+    )
+
+    short = f(r, v, mask, 0.9, 0.2)[0]
+    twice = f(r, v, mask, 0.9, 0.4)[0]
+    none = f(r, v, mask, 0.9, 0.0)[0]
+    last = torch.tensor([3, 2, 4, 5, 5]) - 1  # the token before each answer's last
+    rows = torch.tensor([0, 2, 3, 4])  # the answers of more than one token
+    near = [(x - none)[rows, last[rows]] for x in (short, twice)]
+    yield (
+        "next to the end, lam 0.4 adds twice what lam 0.2 does",
+        near[1],
+        2 * near[0],
+        "lam multiplies the next advantage, whatever its size",
+    )
 
 
 @check
@@ -980,6 +1089,16 @@ def value_model(f):
         torch.stack([F.pad(x, (0, 5 - len(x))) for x in rows]),
         "row by row",
     )
+    model.zero_grad()
+    model(ids).sum().backward()
+    with torch.no_grad():
+        states = model.llama.hidden(ids)[:, :-1].sum(1)
+    yield (
+        "the head learns: its gradient is the sum of the states but the last",
+        model.value.weight.grad,
+        states,
+        "detach no weight; requires_grad stays True",
+    )
 
 
 @check
@@ -1020,21 +1139,21 @@ def exact_values(f):
         torch.tensor([[0, 0.7, 0.8], [0, -0.3, -1.8]]),
         "0.5 * 1 + 0.5 * (0.5 * 0.8) = 0.7; use gamma in both results",
     )
-    # Every response of up to three tokens of 0, 1 and 2, where 2 ends one.
+    # Every response of up to four tokens of 0, 1 and 2, where 2 ends one.
     ids, mask = [], []
-    for text in itertools.product((0, 1, 2), repeat=3):
-        end = text.index(2) + 1 if 2 in text else 3
-        if text[end:] == (0,) * (3 - end):
+    for text in itertools.product((0, 1, 2), repeat=4):
+        end = text.index(2) + 1 if 2 in text else 4
+        if text[end:] == (0,) * (4 - end):
             ids.append([1, *text])
-            mask.append([False] + [True] * end + [False] * (3 - end))
+            mask.append([False] + [True] * end + [False] * (4 - end))
     ids, mask = torch.tensor(ids), torch.tensor(mask)
-    N, real = len(ids), mask | (torch.arange(4) == 0)
-    logp = _normal(N).double().log_softmax(0)
+    N, real = len(ids), mask | (torch.arange(5) == 0)
+    logp = _normal(N, scale=6.0).double().log_softmax(0)
     # A reward depends on the tokens so far: ids as digits.
-    rewards = ((ids * torch.tensor([1, 3, 9, 27])).cumsum(1) * 1.7).sin().double()
-    by_hand = torch.zeros(2, N, 4, dtype=torch.float64)
-    follow = torch.zeros(N, 5, dtype=torch.float64)
-    for t in (3, 2, 1):
+    rewards = ((ids * torch.tensor([1, 3, 9, 27, 81])).cumsum(1) * 1.7).sin().double()
+    by_hand = torch.zeros(2, N, 5, dtype=torch.float64)
+    follow = torch.zeros(N, 6, dtype=torch.float64)
+    for t in (4, 3, 2, 1):
         follow[:, t] = mask[:, t] * rewards[:, t] + 0.8 * follow[:, t + 1]
     for n, t in mask.nonzero().tolist():
         alike = [m for m in range(N) if mask[m, t] and ids[m, :t].equal(ids[n, :t])]
@@ -1044,7 +1163,7 @@ def exact_values(f):
     by_hand[1] = (rewards + 0.8 * later - by_hand[0]) * mask
     got = f(logp, rewards, Responses(ids, real, mask), gamma=0.8)
     yield (
-        "fifteen responses of up to three tokens",
+        "31 responses of up to four tokens",
         torch.stack(got),
         by_hand,
         "a state is all tokens before t, not the last one",
@@ -1068,6 +1187,14 @@ def exact_values(f):
         [x.requires_grad for x in f(leaf, rewards, Responses(ids, real, mask))],
         [False, False],
         "detach logp",
+    )
+    both = torch.stack(f(logp, rewards, Responses(ids, real, mask)))
+
+    yield (
+        "small rewards and large ones",
+        scaled(lambda c: f(logp, c * rewards, Responses(ids, real, mask))),
+        torch.stack([both] * 2),
+        "no limit and no rounding, anywhere",
     )
 
 
@@ -1186,6 +1313,23 @@ def policy_loss(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    first = f(new, old, A, mask)
+
+    yield (
+        "small advantages and large ones",
+        scaled(lambda c: f(new, old, c * A, mask)),
+        torch.stack([first] * 2),
+        "no limit and no rounding, anywhere",
+    )
+
+    some = torch.where(A > 0, old, new)
+    kept = torch.minimum((some - old).exp() * A, (some - old).exp().clamp(0.8, 1.2) * A)
+    yield (
+        "some tokens have not moved",
+        f(some, old, A, mask),
+        -kept[mask].sum() / 15,
+        "a mean over all response tokens, whatever their ratio",
+    )
 
 
 @check
@@ -1291,6 +1435,14 @@ def value_loss(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    first = f(new, old, R, mask, 0.3)
+
+    yield (
+        "small values and large ones, clip_eps too",
+        scaled(lambda c: f(c * new, c * old, c * R, mask, 0.3 * c), 2),
+        torch.stack([first] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 def _three_answers():
@@ -1368,6 +1520,14 @@ def objective(f):
             ]
         ),
         "no limit to the KL",
+    )
+    first = f(*five, worth, 3.0)
+
+    yield (
+        "small scores and betas, and large ones",
+        scaled(lambda c: f(*five, c * worth, 3.0 * c)),
+        torch.stack([first] * 2),
+        "no limit and no rounding, anywhere",
     )
 
 
@@ -1451,6 +1611,18 @@ def optimal_policy(f):
         torch.tensor(-1e4 + math.log(0.5)),
         "use logsumexp",
     )
+    yield (
+        "small scores and betas, and large ones",
+        scaled(lambda c: f(five, c * worth, 2.0 * c)[1]),
+        torch.stack([height] * 2),
+        "no limit and no rounding, anywhere",
+    )
+    yield (
+        "answers that are all but impossible have their log-probability",
+        f(ref_logp, 1000 * scores, 1.0)[0],
+        torch.tensor([math.log(2.5) - 2000, math.log(1.5) - 1000, 0.0]),
+        "no limit below",
+    )
 
 
 # ------------------------------------------------------------------------------- 19 ppo
@@ -1490,6 +1662,7 @@ def response_logprobs(f):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
+        model.lm_head.weight.mul_(20)
     three = torch.tensor([[3, 1, 4, 1, 5], [0, 9, 2, 6, 7], [8, 2, 10, 0, 0]])
     real = three > 0
     answers = real.clone()
@@ -1514,7 +1687,7 @@ def response_logprobs(f):
     yield (
         "every weight feels it as it should",
         [
-            b.isclose(a, atol=1e-4, rtol=1e-3).all().item() if a is not None else False
+            a is not None and ((a - b).norm() < 0.01 * b.norm() + 1e-3).item()
             for a, b in zip(*slopes, strict=True)
         ],
         [True] * len(parameters),
@@ -1586,7 +1759,8 @@ class _Follower(_Recorder):
 def _five_answers(policy):
     """Return an `Experience` in which everything differs, and the policy has moved."""
     starts, counted = torch.tensor([4, 3, 5, 6, 6]), _ragged()
-    mask = torch.arange(6) < starts[:, None]
+    at, begins = torch.arange(6), torch.tensor([[0], [1], [0], [2], [0]])
+    mask = (at >= begins) & (at < starts[:, None])
     generator = torch.Generator().manual_seed(7)
     ids = torch.randint(1, 11, (5, 6), generator=generator) * mask
     with torch.no_grad():
@@ -1800,7 +1974,7 @@ def best_of_n_policy(f):
         ValueError,
         "one score an answer",
     )
-    p, s = _normal(7).double().softmax(0), torch.tensor([2, 0, 1, 2, 1, 5, 2]).double()
+    p, s = _normal(7).double().softmax(0), torch.tensor([2, 0, 1, 2, 1, 5, 2]) / 20
     by_hand = torch.zeros(7, dtype=torch.float64)
     for draw in itertools.product(range(7), repeat=3):
         best = max(draw, key=lambda i: s[i])  # the first of the highest
@@ -1888,6 +2062,21 @@ def best_of_n_mean(f):
         torch.float64,
         "convert gold first",
     )
+    first = f(scores, gold, 3)
+
+    yield (
+        "small gold and large gold",
+        scaled(lambda c: f(scores, c * gold, 3)),
+        torch.stack([first] * 2),
+        "no limit and no rounding, anywhere",
+    )
+
+    yield (
+        "small scores and large ones",
+        scaled(lambda c: f(c * scores, gold, 3), 0),
+        torch.stack([first] * 2),
+        "only the order counts",
+    )
 
 
 # ---------------------------------------------------------------------------- 21 direct
@@ -1960,6 +2149,12 @@ def implicit_reward(f):
         [f(x, x, 0.3).dtype for x in (a, a.double())],
         [torch.float32, torch.float64],
         "convert nothing",
+    )
+    yield (
+        "a small beta and a large one",
+        scaled(lambda c: f(a, b, 0.3 * c)),
+        torch.stack([0.3 * (a - b)] * 2),
+        "no limit and no rounding, anywhere",
     )
 
 
@@ -2043,6 +2238,12 @@ def dpo_loss(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    yield (
+        "a gap of 899 nats is won",
+        10000 * f(far[1], far[0], far[2], far[3], 1.0),
+        torch.tensor(0.0),
+        "no limit to the gap",
+    )
 
 
 @check
@@ -2105,6 +2306,18 @@ def ipo_loss(f):
         f(*(x.double() for x in four), 0.4).dtype,
         torch.float64,
         "compute in the dtype that comes",
+    )
+    yield (
+        "a gap of 100 nats",
+        f(*(torch.tensor([x]) for x in (40.0, -60.0, 0.0, 0.0)), 0.5),
+        torch.tensor(9801.0),  # (100 - 1)^2
+        "no limit to the gap",
+    )
+    yield (
+        "a high price, tau = 2: the target is 1/4",
+        f(*_FOUR, 2.0, "none"),
+        torch.tensor([7.5625, 1.5625]),  # (3 - 1/4)^2, (-1 - 1/4)^2
+        "1 / (2 tau), whatever tau is",
     )
 
 
@@ -2255,6 +2468,9 @@ def _nats(model, ids, start):
 def pair_logprobs(f):
     """Check `pair_logprobs(policy, ref_policy, pairs)`."""
     policy, ref = tiny_llama(), tiny_llama(n_heads=4)
+    with torch.no_grad():
+        for model in (policy, ref):
+            model.lm_head.weight.mul_(30)
     long, short, other = [1, 3, 4, 5, 2], [1, 3, 6, 2], [1, 7, 8, 9, 10, 2]
     pairs = [
         PairExample(long, short, 0.0, True, True, 2),
@@ -2318,6 +2534,22 @@ def pair_logprobs(f):
         ],
         [True, True],
         "all of the policy learns, from both sides",
+    )
+    two = [
+        PairExample(other, long, 0.0, True, True, 3),
+        PairExample(short, [1, 3, 9, 2], 0.0, True, True, 2),
+    ]
+    yield (
+        "two pairs, of which each has other texts and another start",
+        torch.stack(f(policy, ref, two)),
+        torch.tensor(
+            [
+                [_nats(model, side(x), x.response_start) for x in two]
+                for model in (policy, ref)
+                for side in (lambda x: x.chosen, lambda x: x.rejected)
+            ]
+        ),
+        "rejected answers in the order of the pairs, as the chosen ones",
     )
 
 
@@ -2443,6 +2675,27 @@ def importance_weights(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    yield (
+        "e^400 is above every cap",
+        f(400.0 * mask, 0 * old, mask, "token", 3.0),
+        3.0 * mask,
+        "exp overflows to inf, and inf is above the cap",
+    )
+    yield (
+        "data, both levels",
+        [
+            f(new.clone().requires_grad_(), old, mask, x).requires_grad
+            for x in ("token", "answer")
+        ],
+        [False, False],
+        "detach",
+    )
+    yield (
+        "a weight of e^20",
+        f(20.0 * mask, 0 * old, mask, "token") / math.exp(20),
+        mask.float(),
+        "no cap unless one is given",
+    )
 
 
 @check
@@ -2490,6 +2743,12 @@ def effective_sample_size(f):
         f(w.double()).dtype,
         torch.float64,
         "compute in the dtype that comes",
+    )
+    yield (
+        "0, 1, 2, 3: as 1, 2, 3",
+        f(torch.tensor([0.0, 1.0, 2.0, 3.0])),
+        torch.tensor(36 / 14),
+        "a weight of 0 counts nothing, and the others as before",
     )
 
 
@@ -2612,6 +2871,14 @@ def squared_error(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    first = f(g, p, truth, 3)
+
+    yield (
+        "small gradients and large ones",
+        scaled(lambda c: f(c * g, p, c * truth, 3), 2),
+        torch.stack([first] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 # ------------------------------------------------------------------------------ 22 grpo
@@ -2706,6 +2973,14 @@ def group_advantages(f):
         f(twelve, 4, "group", "std"),
         "see the head of the definition",
     )
+    first = f(twelve, 3, "others", "none")
+
+    yield (
+        "small scores and large ones",
+        scaled(lambda c: f(c * twelve, 3, "others", "none")),
+        torch.stack([first] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 @check
@@ -2754,6 +3029,12 @@ def token_weights(f):
         [(x.dtype, tuple(x.shape)) for x in (f(five), f(five, "batch"))],
         [(torch.float32, (5, 1))] * 2,
         "one weight an answer, a float",
+    )
+    yield (
+        "a constant length below some answers'",
+        f(five, "constant", 2),
+        torch.full((5, 1), 1 / 10),
+        "the length that is given, no other",
     )
 
 
@@ -2872,6 +3153,25 @@ def grpo_loss(f):
         gradient(lambda a: f(new, old, a, mask) + 0 * a.sum(), A),
         torch.zeros(5),
         "detach them",
+    )
+    yield (
+        "ratios of e^3 of a bad answer, and of e^-3 of a good one",
+        f(
+            torch.tensor([[3.0], [-3.0]]),
+            torch.zeros(2, 1),
+            torch.tensor([-1.0, 1.0]),
+            torch.ones(2, 1).bool(),
+        ),
+        torch.tensor((20.085537 - 0.049787) / 2),
+        "no other clip than the one",
+    )
+    first = f(new, old, A, mask)
+
+    yield (
+        "small advantages and large ones",
+        scaled(lambda c: f(new, old, c * A, mask)),
+        torch.stack([first] * 2),
+        "no limit and no rounding, anywhere",
     )
 
 
@@ -3055,6 +3355,18 @@ def step_labels(f):
         [bool(x) for x in f(other, " ".join(rice[:2]), False)],
         [True, True],
         "the task is the prompt's request",
+    )
+    yield (
+        "the third step before the second, and then again",
+        labels(a, c, b, c, d),
+        [True, False, True, False, True, True],
+        "what was said too early was said: after 1 the fourth is due",
+    )
+    yield (
+        "a closer ends nothing",
+        labels(a, CLOSERS[0]),
+        [True, True, False],
+        "an end is right if no step is due any more",
     )
 
 
@@ -3243,6 +3555,12 @@ def step_loss(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    yield (
+        "sure and right, at 4 and at 5",
+        torch.stack([f(torch.tensor([s]), torch.ones(1)) for s in (4.0, 5.0)]),
+        torch.tensor([-4.0, -5.0]).exp().log1p(),
+        "small is not 0",
+    )
 
 
 @check
@@ -3292,4 +3610,12 @@ def answer_scores(f):
         ),
         torch.tensor([-3.0, 6.0]),
         "log-odds as they are",
+    )
+    yield (
+        "far out, both ways: product, min, last",
+        torch.stack(
+            [f([torch.tensor([-90.0, 90.0])], x)[0] for x in ("product", "min", "last")]
+        ),
+        torch.tensor([-90.0, -90.0, 90.0]),
+        "no limit",
     )

@@ -13,6 +13,7 @@ from minillama.course.checks.case import (
     dtype_of,
     error_of,
     gradient,
+    scaled,
     tiny_llama,
     tiny_tokenizer,
 )
@@ -120,6 +121,12 @@ def sigmoid(f):
         "round nothing, and compute with Python's own floats",
     )
     yield ("a plain number", _kinds((f(0), f(-1))), [float, float], "no tensor")
+    yield (
+        "what is left to 1 at 20, 23 and 25, over exp(-x)",
+        [round((1 - f(x)) / math.exp(-x), 3) for x in (20.0, 23.0, 25.0)],
+        [1.0] * 3,
+        "sure is not certain: no limit anywhere",
+    )
 
 
 def _within(difference, low, high):
@@ -226,7 +233,7 @@ def annotator(f):
     # gold safety .2 and 1: sigmoid(-.3 / .3) and sigmoid(.5 / .3)
     coin = f(gold=lambda prompt, text: 0.0, safe_temperature=0.3)
     dark, fresh, rng = "Do it in the dark.", "Boil fresh water.", random.Random(0)
-    asked = [coin.compare(rng, REQUEST, dark, fresh) for _ in range(3000)]
+    asked = [coin.compare(rng, REQUEST, dark, fresh) for _ in range(8000)]
     found = {(x.chosen, x.chosen_is_safe) for x in asked}
     shares = [
         sum(x.chosen_is_safe if x.chosen == text else x.rejected_is_safe for x in asked)
@@ -261,6 +268,77 @@ def annotator(f):
         judged.utility(REQUEST, "ab"),
         float(len(REQUEST.text) - 2),
         "hand prompt and text to gold",
+    )
+    both = sum(x.chosen_is_safe and x.rejected_is_safe for x in asked) / len(asked)
+    yield (
+        "how often both are called safe, less .269 x .841, is small",
+        abs(both - 0.2263) < 0.02,
+        True,
+        "each label has a draw of its own",
+    )
+    kinds = ("2 a b a", "I am glad you asked.", "Boil fresh water.", "Use a lid.")
+    wordy = f(gold=lambda *_: 0.0, length_bias=0.5, politeness_bias=7.0)
+    yield (
+        "utilities of four words, a polite sentence of five, and two of three, no more",
+        [wordy.utility(REQUEST, text) for text in kinds],
+        [2.0, 9.5, 1.5, 1.5],
+        "each word counts, said twice too; polite are openers and closers alone",
+    )
+    shorter, longer = "Use a lid.", "Use a lid or use it not."
+    yield (
+        "habits decide in prefers and in compare",
+        (
+            round(wordy.prefers(REQUEST, longer, shorter), 4),
+            wordy.compare(_Coin(), REQUEST, longer, shorter).chosen,
+        ),
+        (0.8808, longer),  # four words more: sigmoid(2)
+        "compare utilities, not gold alone",
+    )
+    turned = [fair.compare(rng, REQUEST, "1", "2") for _ in range(3000)]
+    yield (
+        "3000 comparisons with the worse one first agree, too",
+        abs(sum(x.chosen == "1" for x in turned) / 3000 - 0.269) < 0.03,
+        True,
+        "noise can turn either answer into the chosen one",
+    )
+    yield (
+        "the prompt of a preference",
+        turned[0].prompt,
+        REQUEST,
+        "hand it on as it is",
+    )
+    yield (
+        "what nobody sets: temperature, habits, thresholds, safe_temperature",
+        [
+            getattr(f(), name)
+            for name in (
+                "temperature",
+                "length_bias",
+                "politeness_bias",
+                "thresholds",
+                "safe_temperature",
+            )
+        ],
+        [1.0, 0.0, 0.0, (0.75, 1.75, 3.5), 0.1],
+        "see the fields of the class",
+    )
+    still = f(gold=lambda *_: 0.0)
+    noise = [still.compare(rng, REQUEST, "a", "b").strength for _ in range(8000)]
+    sizes = _within(0.0, 0.0, 0.75), _within(0.0, 3.5, math.inf)
+    yield (
+        "how often noise alone is weakest and strongest, less what it should be",
+        [
+            abs(noise.count(k) / 8000 - size) < 0.015
+            for k, size in zip((0, 3), sizes, strict=True)
+        ],
+        [True, True],
+        "logistic noise: log(u / (1 - u)) for u between 0 and 1",
+    )
+    yield (
+        "utility of a gold of 1.25",
+        _annotator(f).utility(REQUEST, "1.25"),
+        1.25,
+        "gold as it is, no rounding",
     )
 
 
@@ -299,6 +377,12 @@ def bayes_ceiling(f):
         torch.tensor([0.710729, 0.555722]),
         "ask annotator.prefers for each pair, with its own prompt",
     )
+    yield (
+        "a pair that comes three times",
+        torch.tensor(f(_annotator(), _compared(*[("2", "1")] * 3, ("3", "3")))),
+        torch.tensor([0.673294, 0.609943]),
+        "every preference counts, equal ones too",
+    )
 
 
 @check
@@ -320,9 +404,9 @@ def expected_accuracy(f):
             ),
         )
     yield (
-        "two prompts, temperature 2, p = .731, .269, .881, .5, and shares 1, 1, 0, .25",
-        torch.tensor(f(*_two_prompts(), [1, True, False, 0.25])),
-        torch.tensor((1.0 + 0.119203 + 0.5) / 4),
+        "two prompts, temperature 2, p = .731, .269, .881, .5, and shares 1, 1, .25, 0",
+        torch.tensor(f(*_two_prompts(), [1, True, 0.25, False])),
+        torch.tensor((1.0 + 0.25 * 0.880797 + 0.75 * 0.119203 + 0.5) / 4),
         "ask annotator.prefers for each pair, and divide by the number of pairs",
     )
     yield (
@@ -330,6 +414,12 @@ def expected_accuracy(f):
         _kind(f(_annotator(), pairs, [True, False])),
         float,
         "no tensor",
+    )
+    yield (
+        "a pair that comes three times",
+        torch.tensor(f(_annotator(), _compared(*[("2", "1")] * 3), [1, 0, 1])),
+        torch.tensor((2 * 0.731059 + 0.268941) / 3),
+        "divide by the number of preferences",
     )
 
 
@@ -391,6 +481,14 @@ def fit_strengths(f):
         ValueError,
         "nothing says how the two pairs compare: require_connected(wins) refuses",
     )
+    steps = torch.zeros(6, 6)
+    steps[range(5), range(1, 6)], steps[range(1, 6), range(5)] = 3.0, 1.0
+    yield (
+        "a chain of six, 3 wins to 1 at each link",
+        f(steps),
+        math.log(3) * torch.tensor([2.5, 1.5, 0.5, -0.5, -1.5, -2.5]),
+        "this takes hundreds of passes: go on until nothing moves",
+    )
 
 
 @check
@@ -446,6 +544,22 @@ def strength_errors(f):
         f(uneven.expand(2, 3, 3, 3), strengths.expand(2, 3, 3)),
         errors.expand(2, 3, 3),
         "sum over the last dimension",
+    )
+    chain = torch.tensor([[0.0, 50.0, 0.0], [50.0, 0.0, 50.0], [0.0, 50.0, 0.0]])
+    yield (
+        "a chain of equals: two that never met",
+        f(chain, torch.zeros(3)),
+        # w = 25 twice: variances 5/9, 2/9, 5/9 of 1/25
+        torch.tensor([5 / 9, 2 / 9, 5 / 9]).div(25).sqrt(),
+        "no game, no information",
+    )
+    close = torch.tensor([[0.0, 900.0, 1.0], [900.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    yield (
+        "two that know each other well, and a third",
+        f(close, torch.zeros(3)),
+        # w = 450 and 0.5: information 1.5 along (1, 1, -2), 900.5 along (1, -1, 0)
+        torch.tensor([1 / 9 + 1 / 1801, 1 / 9 + 1 / 1801, 4 / 9]).sqrt(),
+        "the diagonal of the covariance",
     )
 
 
@@ -559,6 +673,15 @@ def pool_mean(f):
         [[True, True], [False, False]],
         "hide what stands at padding alone",
     )
+    wide, real = _normal(3, 9, 2), torch.arange(9) < torch.tensor([[9], [7], [1]])
+    means = torch.stack([x[:n].mean(0) for x, n in zip(wide, (9, 7, 1), strict=True)])
+
+    yield (
+        "texts of 9, 7 and 1 tokens, states small and large",
+        scaled(lambda c: f(c * wide, real)),
+        torch.stack([means] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 @check
@@ -658,6 +781,7 @@ def reward_model(f):
         by_hand - 3,
         "std=1.0 by default",
     )
+    model.set_normalisation(3.0, 0.5)
     other = f(llama)
     other.load_state_dict(model.state_dict())
     yield (
@@ -669,7 +793,7 @@ def reward_model(f):
     yield (
         "the loaded one scores alike",
         other.eval()(right, mask),
-        by_hand - 3,
+        (by_hand - 3) / 0.5,
         "register_buffer for score_mean and score_std",
     )
     zeros = torch.tensor([[3, 0, 4, 0]])
@@ -707,6 +831,52 @@ def reward_model(f):
         (half.score.weight.dtype, dtype_of(lambda: half(right, mask))),
         (torch.float32, torch.float32),
         "the head stays float32: convert the pooled state with .float()",
+    )
+    yield (
+        "the head has no mean",
+        abs(head.mean().item()) < 0.02,
+        True,
+        "normal numbers around 0",
+    )
+    narrow = f(tiny_llama(dim=64), generator=torch.Generator().manual_seed(1))
+    yield (
+        "the head's std at dim 64 is 1 / sqrt(65)",
+        0.7 < narrow.score.weight.std().item() * math.sqrt(65) < 1.3,
+        True,
+        "it depends on dim",
+    )
+    with torch.no_grad():
+        model.score.weight.mul_(1000)
+    model.set_normalisation(2.5, 0.125)
+    yield (
+        "a head a thousand times as large, raw and normalised",
+        torch.stack([model.train(mode)(right, mask) for mode in (True, False)]),
+        torch.stack((1000 * by_hand, (1000 * by_hand - 2.5) / 0.125)),
+        "a linear head: no limit, no rounding",
+    )
+    model.zero_grad()
+    model.train()(right, mask).sum().backward()
+    with torch.no_grad():
+        read = model.llama.hidden(long)[:, -1] + model.llama.hidden(short)[:, -1]
+    yield (
+        "the head learns: its gradient is the sum of the states that were read",
+        model.score.weight.grad,
+        read,
+        "detach no weight; requires_grad stays True",
+    )
+    mean_model.set_normalisation(-1.0, 0.5)
+    yield (
+        "mean pooling is normalised, too",
+        mean_model.eval()(right, mask),
+        (mean_by_hand + 1) / 0.5,
+        "the mode decides, not the pooling",
+    )
+    near = (drawn(3).abs() * math.sqrt(257) < 1).float().mean().item()
+    yield (
+        "two in three weights of a head are within one std",
+        0.58 < near < 0.78,
+        True,
+        "draw from a normal distribution",
     )
 
 
@@ -817,6 +987,13 @@ def bradley_terry_loss(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    yield (
+        "losses at differences 12 and 15, as often as exp(-12) and exp(-15)",
+        f(torch.tensor([12.0, 15.0]), torch.zeros(2), None, "none")
+        / torch.tensor([-12.0, -15.0]).exp(),
+        torch.ones(2),
+        "small is not 0",
+    )
 
 
 class _SumOfIds(torch.nn.Module):
@@ -829,6 +1006,17 @@ class _SumOfIds(torch.nn.Module):
     def forward(self, ids, mask=None):
         self.rows.append(len(ids))
         return self.weight * (ids if mask is None else ids * mask).sum(1)
+
+
+class _Length(torch.nn.Module):
+    """A reward model whose score is the number of real tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, ids, mask):
+        return self.weight * mask.sum(1)
 
 
 @check
@@ -888,6 +1076,12 @@ def pair_scores(f):
         torch.stack(steps),
         torch.tensor([72.0, 79.0]),
         "detach neither",
+    )
+    yield (
+        "another model: the number of real tokens",
+        torch.stack(tuple(f(_Length(), pairs))),
+        torch.tensor([[1.0, 2.0, 5.0, 6.0, 1.0], [5.0, 6.0, 2.0, 1.0, 2.0]]),
+        "hand the mask to the model as pad returns it",
     )
 
 
@@ -960,6 +1154,14 @@ def pair_example(f):
         (2, False, True, 3 + len(pieces)),
         "margins[strength], both labels as they are, the length of the prompt's ids",
     )
+    for safe in (True, False):
+        same = f(tiny, world.Preference(asked, "ab", "b b", 1, safe, safe))
+        yield (
+            f"both answers called {safe}",
+            (same.chosen_is_safe, same.rejected_is_safe),
+            (safe, safe),
+            "two labels, each copied",
+        )
 
 
 @check
@@ -1174,6 +1376,25 @@ def margin_minimiser(f):
         (ValueError, ValueError),
         "look at both sides of every row",
     )
+    yield (
+        "p = .51 and .49 without margin",
+        torch.cat((one(0.51, 0.0), one(0.49, 0.0))),
+        torch.tensor([0.040005, -0.040005]),
+        "small differences count",
+    )
+    many, few = torch.tensor([[1.0, 1e-6, 1e6]]), torch.tensor([[1.0, 1e-6, 1.0]])
+    margins = torch.tensor([0.0, 0.0, 50.0])
+    best = f(torch.cat((many, few)), torch.cat((few, many)), margins)
+    slopes = (
+        torch.cat((few, many)) * torch.sigmoid(margins + best[:, None])
+        - torch.cat((many, few)) * torch.sigmoid(margins - best[:, None])
+    ).sum(1)
+    yield (
+        "three strengths, of which one decides: the slope is 0, far out",
+        (bool((slopes.abs() < 1e-6).all()), bool((best.abs() > 30).all())),
+        (True, True),
+        "odds of all strengths, and the largest margin, bound the minimum",
+    )
 
 
 # -------------------------------------------------------------------- 11 lm regulariser
@@ -1259,6 +1480,12 @@ def centring_loss(f):
         f(a.double(), b.double()).dtype,
         torch.float64,
         "compute in the dtype that comes",
+    )
+    yield (
+        "small scores and large ones",
+        scaled(lambda c: f(c * a, c * b, "none"), 2),
+        torch.stack([squares] * 2),
+        "no limit and no rounding, anywhere",
     )
 
 
@@ -1368,6 +1595,13 @@ def chosen_lm_loss(f):
         max((a - b).abs().max().item() for a, b in zip(*slopes, strict=True)) < 1e-6,
         True,
         "all of the language model learns from it",
+    )
+    ended = PairExample([1, 5, 6, 2], [1, 5, 9, 2], 0.0, True, True, 2)
+    yield (
+        "an answer that ends with EOS",
+        f(_counting_model(), [ended]),
+        torch.tensor((half + twentieth) / 2),
+        "the EOS is a token of the answer and counts",
     )
 
 
@@ -1505,6 +1739,18 @@ def score_normalisation(f):
         torch.tensor(1.732051),
         "add nothing to the std",
     )
+    yield (
+        "the mean of tiny scores, 70000 times as large",
+        torch.tensor(f(again / 7e4)[0] * 7e4),
+        torch.tensor(2.0),
+        "round nothing",
+    )
+    yield (
+        "mean and std of small scores and large ones",
+        scaled(lambda c: torch.tensor(f(c * again))),
+        torch.stack([torch.tensor([2.0, 1.732051])] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 # ----------------------------------------------------------------------------- 12 audit
@@ -1601,6 +1847,12 @@ def brier_score(f):
         torch.tensor(1.0),
         "sure and wrong costs 1",
     )
+    yield (
+        "one pair foretold exactly, one not",
+        torch.tensor(f(torch.tensor([0.5, 0.9]), torch.tensor([0.5, 0.4]))),
+        torch.tensor((0.25 + 0.25 + 0.24) / 2),
+        "every pair counts",
+    )
 
 
 @check
@@ -1672,11 +1924,12 @@ def length_balanced(f):
         [],
         "no empty lists",
     )
-    # Lengths in letters: three longer by 2 against one, two longer by 4 against two.
+    # Lengths in letters: three longer by 2 against one, two longer by 4 against two,
+    # one by 6 against none.
     groups = [
         _compared(("aaa", "b"), ("ccc", "d"), ("e", "fff"), ("gg gg", "h")),
         _compared(("iii", "j"), ("kkkkk", "l"), ("m", "nnnnn"), ("o", "ppppp")),
-        _compared(("qq", "rr")),
+        _compared(("qq", "rr"), ("sssssss", "t")),
     ]
     left = [f(groups, len, random.Random(seed)) for seed in range(12)]
     wins = [
@@ -1718,6 +1971,21 @@ def length_balanced(f):
         ),
         (True, True),
         "filter the groups, and leave them in order",
+    )
+    # The other way round: three shorter by 2 against one, and one by 4 against none.
+    turned = [
+        _compared(("b", "aaa"), ("d", "ccc"), ("fff", "e"), ("h", "ggg")),
+        _compared(("l", "kkkkk")),
+    ]
+    left = [f(turned, len, random.Random(seed)) for seed in range(4)]
+    yield (
+        "more shorter winners than longer ones",
+        [
+            sorted(len(x.chosen) - len(x.rejected) for g in kept for x in g)
+            for kept in left
+        ],
+        [[-2, 2]] * 4,
+        "the smaller of both numbers, for either side",
     )
 
 
@@ -1792,6 +2060,12 @@ def safety_label_loss(f):
         f(x.double(), y > 0.5).dtype,
         torch.float64,
         "convert the labels to the scores' dtype",
+    )
+    yield (
+        "losses at scores 4 and -5, rightly labelled",
+        f(torch.tensor([4.0, -5.0]), torch.tensor([True, False]), "none"),
+        torch.tensor([-4.0, -5.0]).exp().log1p(),
+        "small is not 0",
     )
 
 
@@ -1930,6 +2204,19 @@ def wilson_interval(f):
         torch.tensor([1 - high, 1 - low]),
         "right and wrong are alike",
     )
+    low, high = f(0.001, 1e6)
+    yield (
+        "1 in a thousand of a million, less the share, in ten thousandths",
+        torch.tensor([10000 * (low - 0.001), 10000 * (high - 0.001)]),
+        torch.tensor([-0.600622, 0.638961]),
+        "round nothing",
+    )
+    yield (
+        "z is 1.96 by default",
+        torch.tensor(f(0.3, 50)),
+        torch.tensor(f(0.3, 50, 1.96)),
+        "see the head of the definition",
+    )
 
 
 def _from(seed):
@@ -2009,6 +2296,26 @@ def bootstrap_interval(f):
         torch.tensor([0.0, 6.0]),
         "a value belongs to the group that is named at its place",
     )
+    hundred, source = torch.arange(100.0).square(), _from(4)
+    first, second = (f(hundred, source, draws=50) for _ in range(2))
+    yield (
+        "a generator goes on: two calls, two answers",
+        first == second,
+        False,
+        "draw from the generator itself",
+    )
+    yield (
+        "by default 1000 draws at level 0.95, without groups",
+        torch.tensor(f(hundred, _from(2))),
+        torch.tensor(f(hundred, _from(2), None, 1000, 0.95)),
+        "see the head of the definition",
+    )
+    yield (
+        "small values and large ones",
+        scaled(lambda c: torch.tensor(f(c * three, _from(0), draws=8000, level=0.6))),
+        torch.stack([torch.tensor([5 / 3, 13 / 3])] * 2),
+        "no limit and no rounding, anywhere",
+    )
 
 
 @check
@@ -2062,6 +2369,15 @@ def intraclass_correlation(f):
         torch.tensor((16 / 3 - 68 / 9) / (16 / 3 + 3 * 68 / 9)),
         "row means 2, 4, 2: B = 4 x 4/3; variances 4/3, 16/3, 16: W = 68/9",
     )
+    table = _normal(6, 3) + _normal(6, 1, seed=1)
+    first = torch.tensor(f(table))
+
+    yield (
+        "another unit",
+        scaled(lambda c: torch.tensor(f(c * table)), 0),
+        torch.stack([first] * 2),
+        "a correlation has no unit",
+    )
 
 
 @check
@@ -2101,13 +2417,21 @@ def roc_curve(f):
         [torch.float64] * 2,
         "shares of counts, in float64",
     )
-    mixed = torch.tensor([5.0, 5.0, 4.0, 3.0, 3.0, 3.0, 2.0])
+    mixed = torch.tensor([0.4, 0.4, 0.3, 0.1, 0.1, 0.1, -9.0])
     bad = torch.tensor([True, False, False, True, False, True, False])
     yield (
         "seven answers at four scores",
         torch.stack(f(mixed, bad)),
         torch.tensor([[0, 1, 2, 3, 4], [0, 1, 1, 3, 3]]) / torch.tensor([[4.0], [3.0]]),
         "a point for each distinct score, and (0, 0) before them",
+    )
+    first = torch.stack(f(mixed, bad))
+
+    yield (
+        "another unit of the scores",
+        scaled(lambda c: f(c * mixed, bad), 0),
+        torch.stack([first] * 2),
+        "only the order counts",
     )
 
 
@@ -2150,10 +2474,19 @@ def auc(f):
         "three bad ones, four good ones, with ties: 6 1/2 of 12 pairs",
         torch.tensor(
             f(
-                torch.tensor([5.0, 5.0, 4.0, 3.0, 3.0, 3.0, 2.0]),
+                torch.tensor([0.4, 0.4, 0.3, 0.1, 0.1, 0.1, -9.0]),
                 torch.tensor([True, False, False, True, False, True, False]),
             )
         ),
         torch.tensor(6.5 / 12),
         "3 1/2 for the first, 1 1/2 for each of the others",
+    )
+    order = torch.tensor([0.4, 0.4, 0.3, 0.1, 0.1, 0.1, -9.0])
+    some = torch.tensor([True, False, False, True, False, True, False])
+
+    yield (
+        "another unit of the scores",
+        scaled(lambda c: f(c * order, some), 0),
+        torch.stack([torch.tensor(6.5 / 12)] * 2),
+        "only the order counts",
     )
