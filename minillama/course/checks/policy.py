@@ -465,6 +465,12 @@ def logit(f):
         ValueError,
         "refuse it before clamping hides it",
     )
+    yield (
+        "close to one half, a thousand times as large",
+        1000 * f(torch.tensor([0.5001, 0.4999], dtype=torch.float64)),
+        torch.tensor([0.4, -0.4]),
+        "round nothing",
+    )
 
 
 @check
@@ -2813,6 +2819,12 @@ def sampling_logprobs(f):
         torch.float64,
         "compute in the dtype that comes",
     )
+    yield (
+        "rare tokens, as logarithms, nothing cut",
+        f(2 * wide),
+        (2 * wide).log_softmax(-1),
+        "small chances stay",
+    )
 
 
 @check
@@ -3427,6 +3439,12 @@ def step_targets(f):
         torch.cat([shown([x], "process") for x in (True, False)]),
         torch.tensor([1.0, 0.0]),
         "labels become 1 and 0",
+    )
+    yield (
+        "six steps, the last one wrong: outcome, process",
+        torch.stack([shown([True] * 5 + [False], x) for x in ("outcome", "process")]),
+        torch.tensor([[0.0] * 6, [1.0] * 5 + [0.0]]),
+        "all steps count, however many",
     )
 
 

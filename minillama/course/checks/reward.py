@@ -682,6 +682,12 @@ def pool_mean(f):
         torch.stack([means] * 2),
         "no limit and no rounding, anywhere",
     )
+    yield (
+        "padding on the left of both rows",
+        f(F.pad(wide[:2, :5], (0, 0, 4, 0)), F.pad(real[:2, :5], (4, 0))),
+        wide[:2, :5].mean(1),
+        "the mask says what counts, not the place",
+    )
 
 
 @check
@@ -1663,6 +1669,12 @@ def chosen_chance(f):
         f(torch.tensor([-300.0, 300.0]), torch.zeros(3), 2),
         torch.tensor([0.0, 1.0]),
         "no limit to how far utilities may be apart",
+    )
+    yield (
+        "two others of three are alike",
+        f(two[:1], torch.tensor([0.0, 0.0, math.log(3)]), 2),
+        torch.tensor([1 - (0.5 + 0.5 + 0.75) / 3]),
+        "each of the others counts",
     )
 
 
