@@ -29,6 +29,8 @@ for needed, found in {
     if not found:
         pytest.skip(needed, allow_module_level=True)
 
+# Sphinx tells its extensions of its next versions.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx")
 PAGES = ("00_map", "07_preferences", "19_ppo")
 # A browser of its own accord asks for updates and the like.
 QUIET = [
