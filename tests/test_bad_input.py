@@ -48,6 +48,7 @@ from minillama import (
     ladder,
     llama_tokenizer,
     lm,
+    lora,
     model,
     off_policy,
     optim,
@@ -276,6 +277,10 @@ GOOD = {
     rope_scaling.scaled_cos_sin: dict(
         positions=IDS, head_dim=4, theta=1e4, scaling=rope_scaling.LinearScaling(2.0)
     ),
+    # lora: of a new layer or model, since a good call changes it
+    lora.LoRALinear: dict(linear=torch.nn.Linear(3, 2), rank=2, alpha=4.0),
+    lora.add_lora: lambda: dict(model=copy.deepcopy(MODEL), rank=2, alpha=4.0),
+    lora.merge_lora: dict(model=copy.deepcopy(MODEL)),
     # llama_tokenizer and preference_file
     llama_tokenizer.Llama2Tokenizer: dict(model_bytes=LLAMA2.model_bytes),
     llama_tokenizer.load_tokenizer: None,
@@ -896,6 +901,22 @@ BAD = {
     rope_scaling.scaled_cos_sin: [
         (dict(positions=GRID), TypeError, "positions must be an int64 tensor (...,"),
         (dict(scaling=2.0), TypeError, "scaling must be a LinearScaling or a Llama3Sc"),
+    ],
+    lora.LoRALinear: [
+        (dict(linear=torch.zeros(2, 3)), TypeError, "linear must be a Linear, got a"),
+        (dict(rank=0), ValueError, "rank must be an int >= 1, got 0"),
+        (dict(alpha=0.0), ValueError, "alpha must be a finite number > 0, got 0.0"),
+        (dict(generator=3), TypeError, "generator must be None or a Generator, got 3"),
+    ],
+    lora.add_lora: [
+        (dict(model=None), TypeError, "model must be a Module, got None"),
+        (dict(rank=1.5), TypeError, "rank must be an int >= 1, got 1.5"),
+        (dict(alpha=INF), ValueError, "alpha must be a finite number > 0, got inf"),
+        (dict(names=["q"]), ValueError, "names must be of linear layers of the model"),
+        (dict(generator=3), TypeError, "generator must be None or a Generator, got 3"),
+    ],
+    lora.merge_lora: [
+        (dict(model={}), TypeError, "model must be a Module, got a dict"),
     ],
     llama_tokenizer.Llama2Tokenizer: [
         (

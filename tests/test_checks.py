@@ -3,15 +3,17 @@
 import pytest
 import test_checks_language
 import test_checks_policy
+import test_checks_real
 import test_checks_reward
 
 from minillama.course import checks
-from minillama.course.checks import language, policy, reward
+from minillama.course.checks import language, policy, real, reward
 
 FILES = {
     language: test_checks_language,
     reward: test_checks_reward,
     policy: test_checks_policy,
+    real: test_checks_real,
 }
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
-    ["sources", "rope_scaling", "accumulate", "evidence"],
+    ["sources", "rope_scaling", "accumulate", "evidence", "lora"],
     [
         "model",
         "tokenizer",
@@ -62,7 +62,12 @@ LEVELS = [
         "course.sick_runs",
     ],
     ["course.checks.case", "course.book", "course.release"],
-    ["course.checks.language", "course.checks.reward", "course.checks.policy"],
+    [
+        "course.checks.language",
+        "course.checks.reward",
+        "course.checks.policy",
+        "course.checks.real",
+    ],
     ["course.checks.__init__", "course.checks"],  # its file, and how others import it
     ["course.mine"],
 ]

@@ -87,6 +87,11 @@ from minillama.course.checks.policy import (  # noqa: F401
     whiten,
     yes_no_scores,
 )
+from minillama.course.checks.real import (  # noqa: F401
+    encode_turns,
+    llama3_scaling,
+    lora_linear,
+)
 from minillama.course.checks.reward import (  # noqa: F401
     annotator,
     auc,
