@@ -53,8 +53,8 @@ BACKWARDS := $(shell printf '%s\n' $(NOTEBOOKS) | sort -r)
 WHAT := $(if $(NB),$(NOTEBOOKS),$(LAST) tests $(filter-out $(LAST),$(BACKWARDS)))
 SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=loadfile \
   --no-loadscope-reorder --override-ini=console_output_style=classic
-# JupyterLab refuses to run as root unless told; its question about news covers a lesson.
-LAB := --ServerApp.root_dir=. --LabApp.news_url=None \
+# JupyterLab refuses to run as root unless told.
+LAB := --ServerApp.root_dir=. \
   $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help run test lab student mine nbgrader book tidy sync lint bench mutants clean
@@ -128,4 +128,7 @@ $(READY): requirements.txt pyproject.toml
 	@rm -f $@
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@# JupyterLab's question about news would cover a lesson.
+	@$(PY) -m jupyter labextension disable --level=sys_prefix \
+	  "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1
 	@touch $@

@@ -57,7 +57,9 @@ def with_source(piece, source):
 
 def test_every_exercise_is_found_with_its_checks(course):
     assert {piece.lesson for piece in course} == {
-        path.stem for path in sync.NOTEBOOKS.glob("*.ipynb") if path.stem[:2] != "00"
+        path.stem
+        for path in sync.NOTEBOOKS.glob("*.ipynb")
+        if path.stem[:2] not in ("00", "28")  # these write nothing of the package
     }
     assert all(piece.checks for piece in course)
     assert of(course, "rotate").checks == (
