@@ -63,6 +63,7 @@ from minillama import (
     reward_model,
     reward_selection,
     rope_scaling,
+    scaling,
     stages,
     store,
     tokenizer,
@@ -277,6 +278,15 @@ GOOD = {
     rope_scaling.scaled_cos_sin: dict(
         positions=IDS, head_dim=4, theta=1e4, scaling=rope_scaling.LinearScaling(2.0)
     ),
+    # scaling
+    scaling.matmul_weights: dict(config=CONFIG),
+    scaling.flops_per_token: dict(config=CONFIG, length=3),
+    scaling.matmul_intensity: dict(m=1, k=2, n=3, number_bytes=4),
+    scaling.attainable: dict(intensity=0.5, peak=1e9, bandwidth=1e8),
+    scaling.cache_bytes: dict(config=CONFIG, number_bytes=2),
+    scaling.saved_bytes: dict(config=CONFIG, batch=2, length=3),
+    scaling.state_bytes: dict(parameters=10),
+    scaling.bytes_sent: dict(parameters=10, processes=2, engine="ddp", number_bytes=4),
     # lora: of a new layer or model, since a good call changes it
     lora.LoRALinear: dict(linear=torch.nn.Linear(3, 2), rank=2, alpha=4.0),
     lora.add_lora: lambda: dict(model=copy.deepcopy(MODEL), rank=2, alpha=4.0),
@@ -901,6 +911,40 @@ BAD = {
     rope_scaling.scaled_cos_sin: [
         (dict(positions=GRID), TypeError, "positions must be an int64 tensor (...,"),
         (dict(scaling=2.0), TypeError, "scaling must be a LinearScaling or a Llama3Sc"),
+    ],
+    scaling.matmul_weights: [
+        (dict(config=SIZES), TypeError, "config must be a LlamaConfig, got a dict"),
+    ],
+    scaling.flops_per_token: [
+        (dict(length=0), ValueError, "length must be an int >= 1, got 0"),
+        (dict(training=1), TypeError, "training must be True or False, got 1"),
+    ],
+    scaling.matmul_intensity: [
+        (dict(k=0), ValueError, "k must be an int >= 1, got 0"),
+        (dict(number_bytes=2.0), TypeError, "number_bytes must be an int >= 1, got 2"),
+    ],
+    scaling.attainable: [
+        (dict(peak=0), ValueError, "peak must be a finite number > 0, got 0"),
+        (
+            dict(bandwidth=math.inf),
+            ValueError,
+            "bandwidth must be a finite number > 0, got inf",
+        ),
+    ],
+    scaling.cache_bytes: [
+        (dict(number_bytes=0), ValueError, "number_bytes must be an int >= 1, got 0"),
+    ],
+    scaling.saved_bytes: [
+        (dict(batch=0), ValueError, "batch must be an int >= 1, got 0"),
+        (dict(length=2.5), TypeError, "length must be an int >= 1, got 2.5"),
+    ],
+    scaling.state_bytes: [
+        (dict(processes=0), ValueError, "processes must be an int >= 1, got 0"),
+        (dict(stage=4), ValueError, "stage must be an int in [0, 3], got 4"),
+    ],
+    scaling.bytes_sent: [
+        (dict(engine="zero"), ValueError, 'engine must be "ddp" or "fsdp", got'),
+        (dict(parameters=1e9), TypeError, "parameters must be an int >= 1, got"),
     ],
     lora.LoRALinear: [
         (dict(linear=torch.zeros(2, 3)), TypeError, "linear must be a Linear, got a"),

@@ -1,18 +1,20 @@
 """The checks as a whole: each has a test of its own, and all can be had by one name."""
 
 import pytest
+import test_checks_cost
 import test_checks_language
 import test_checks_policy
 import test_checks_real
 import test_checks_reward
 
 from minillama.course import checks
-from minillama.course.checks import language, policy, real, reward
+from minillama.course.checks import cost, language, policy, real, reward
 
 FILES = {
     language: test_checks_language,
     reward: test_checks_reward,
     policy: test_checks_policy,
+    cost: test_checks_cost,
     real: test_checks_real,
 }
 

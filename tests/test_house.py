@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ["__init__"],
     ["contracts"],
-    ["sources", "rope_scaling", "accumulate", "evidence", "lora"],
+    ["sources", "rope_scaling", "accumulate", "evidence", "lora", "scaling"],
     [
         "model",
         "tokenizer",
@@ -66,6 +66,7 @@ LEVELS = [
         "course.checks.language",
         "course.checks.reward",
         "course.checks.policy",
+        "course.checks.cost",
         "course.checks.real",
     ],
     ["course.checks.__init__", "course.checks"],  # its file, and how others import it

@@ -245,6 +245,16 @@ LESSONS = {
         "auc",
         "alarm_level",
     ],
+    "27": [
+        "matmul_weights",
+        "flops_per_token",
+        "matmul_intensity",
+        "attainable",
+        "cache_bytes",
+        "state_bytes",
+        "saved_bytes",
+        "bytes_sent",
+    ],
 }
 
 

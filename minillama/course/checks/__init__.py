@@ -8,6 +8,12 @@ itself (NotImplementedError, for one) passes through.
 Left out: points and grades, and any check of speed.
 """
 
+from minillama.course.checks.cost import (  # noqa: F401
+    attainable,
+    flops_per_token,
+    saved_bytes,
+    state_bytes,
+)
 from minillama.course.checks.language import (  # noqa: F401
     attend,
     attention,
