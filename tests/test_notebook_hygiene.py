@@ -245,6 +245,7 @@ LESSONS = {
         "auc",
         "alarm_level",
     ],
+    "26": ["Llama3Scaling", "encode_turns", "LoRALinear"],
     "27": [
         "matmul_weights",
         "flops_per_token",
