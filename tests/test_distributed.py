@@ -376,3 +376,22 @@ def test_killed_under_one_engine_the_command_goes_on_under_the_other(
     for once in ("going on after step 4 of 12", "comparisons held out:", "written: "):
         assert said.count(once) == 1, said[-3000:]
     require_the_same(settings, report, cut.out)
+
+
+def test_the_line_that_lesson_27_prints_joins_two_launchers(file_run, tmp_path):
+    """As on two machines, but with one process each and an address of this one."""
+    settings, report = file_run
+    cells = json.loads((ROOT / "notebooks/27_scaling.ipynb").read_text("utf-8"))
+    prose = "\n".join("".join(cell["source"]) for cell in cells["cells"])
+    printed = re.search(r"torchrun (--nnodes 2 [^`]+) -m minillama", prose)[1]
+    assert "--nproc-per-node 8" in printed and "first-machine:29500" in printed
+    line = printed.replace("--nproc-per-node 8", "--nproc-per-node 1")
+    line = line.replace("first-machine:29500", f"localhost:{free_port()}")
+    start = ["-m", "torch.distributed.run", *line.replace("\\", "").split()]
+    joined = replace(settings, out=tmp_path / "joined")
+    given = [*start, "-m", "minillama", *command(joined, "--engine", "fsdp")]
+    both = [begun(given) for _ in range(2)]
+    for process in both:
+        status, said = ended(process)
+        assert status == 0, said[-3000:]
+    require_the_same(settings, report, joined.out)
