@@ -3272,7 +3272,7 @@ BAD = {
     ],
     budget.right_answer: [
         (dict(prompt=PROMPT.text), TypeError, "prompt must be a Prompt, got"),
-        (dict(text=None), TypeError, "text must be a text, got None"),
+        (dict(text=None), TypeError, "text must be a string, got None"),
     ],
     budget.Checker: [(dict(tokenizer=None), TypeError, "tokenizer must be a Tokenize")],
     budget.Checker.probabilities: [
