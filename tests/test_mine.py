@@ -1,6 +1,7 @@
 """Her own package: what passes its checks is hers, what does not is named."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -110,6 +111,82 @@ def test_what_is_wrong_is_named(course, source, words):
     assert words in wrong
 
 
+def cell(source, kind="code"):
+    return nbformat.from_dict({"cell_type": kind, "source": source})
+
+
+def test_a_cell_takes_along_the_imports_of_its_notebook():
+    """Only what it uses and its file lacks; nothing that it merely tries out."""
+    above = [
+        cell("import math\nimport torch.nn.functional as F, os\nfrom torch import nn"),
+        cell("%matplotlib inline"),
+        cell("import json", "markdown"),
+        cell("from minillama.kl import kl_estimate"),
+    ]
+    source = (
+        "# exercise · minillama/gae.py\n"
+        "def gae(x):\n    return F.pad(x, json, kl_estimate) * math.pi\n\n\n"
+        "print(gae(1),\n      2)"
+    )
+    header, body = source.split("\n", 1)
+    alone = mine.standing_alone(source, "minillama/gae.py", above)
+    lines = ["import math", "import torch.nn.functional as F"]
+    assert alone.split("\n")[0] == header
+    assert sorted(alone.split("\n")[1:3]) == lines
+    assert alone.split("\n", 3)[3] == body.partition("print")[0].removesuffix("\n")
+    wrong = "def gae(:"
+    assert mine.standing_alone(wrong, "minillama/gae.py", above) == wrong
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("from minillama.kl import kl_estimate", "is imported: not written yet"),
+        ("def kl_estimate(a): ...\ndef kl_estimate(b): ...", "is defined twice"),
+        ("def kl_estimate(a): ...\ndef exact_kl(b): ...", "call yours otherwise"),
+        (
+            "def kl_estimate(a, b, kind='k1'):\n    return help_me(a)",
+            "A cell goes into",
+        ),
+    ],
+)
+def test_names_that_do_not_fit_are_named(course, source, words):
+    assert words in mine.failure(with_source(of(course, "kl_estimate"), source))
+
+
+def test_two_helpers_of_one_name_and_file(course):
+    helpers = {}
+    for name, source, wrong in (
+        ("kl_estimate", "def half(a):\n    return a / 2", ""),
+        ("exact_kl", "def half(a):\n    return a / 2", ""),
+        ("kl_penalised_rewards", "def half(a):\n    return a * 2", "has another half"),
+        ("gae", "def half(a):\n    return a * 2", ""),  # another file
+    ):
+        found = mine.clash(with_source(of(course, name), source), helpers)
+        assert wrong in found and bool(found) == bool(wrong)
+
+
+def test_a_private_helper_may_be_left_out(course, tmp_path):
+    piece = of(course, "pair_example")
+    body = piece.source.partition("@functools")[0].replace(
+        "_dialogue(tokenizer, preference.prompt.text, text)",
+        "dialogue_example(tokenizer, preference.prompt.text, text, True)",
+    )
+    piece = with_source(piece, body)
+    assert mine.failure(piece) == ""
+    mine.copy_project(tmp_path)
+    mine.put(piece, tmp_path)
+    assert "def _dialogue(" in (tmp_path / "minillama/data.py").read_text()
+
+
+def test_what_fails_together_is_named(capsys):
+    calls = [("minillama/kl.py", "kl_estimate", x) for x in ("kl_estimate", "exact_kl")]
+    assert mine.together(calls) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("exact_kl of minillama/kl.py: ")
+    assert "1 of 2 checks pass, all together" in said
+
+
 def test_a_blank_is_not_written_yet(course):
     piece = of(course, "objective")
     blank, _ = release.blanked(piece.source)
@@ -159,9 +236,48 @@ def test_a_student_aligns_a_policy_with_her_own_code(tmp_path, capsys):
     assert "15_whiten            logit: yours" in said
     assert "15_whiten            whiten: the course's, since\n    whiten: " in said
     assert "2 exercises are yours, 1 failed, 2 not written" in said
-    assert "after PPO, sampled" in said and "yours" in said
+    assert "sampled answers, before and after PPO" in said
+    assert "yours, seed" in said
     assert "math.prod" in (out / "minillama/gae.py").read_text()
     text = (out / "minillama/whiten.py").read_text()
     assert LOGIT in text and WHITEN not in text
     report = json.loads(Path(out / "run/report.json").read_text())
     assert 0 <= report["refusal"]["after"] <= 1
+
+
+BLANK = r'(?m)^ *# your code\n *raise NotImplementedError\(\n *"{} is not .*\n.*\n *\)$'
+
+
+def answered(source, answers):
+    """A blank with every body from answers, {name: body}."""
+    for name in release.blanked(source)[1]:
+        body = answers.pop(name)
+        blank = BLANK.format(re.escape(name))
+        source, count = re.subn(blank, lambda _: body, source)  # noqa: B023
+        assert count == 1, name
+    return source
+
+
+def test_a_full_set_of_answers_in_another_style(tmp_path, capsys):
+    """All checks pass on a package of her own, and it aligns (for a few steps)."""
+    text = (Path(__file__).parent / "another_style.txt").read_text(encoding="utf-8")
+    parts = (part.split("\n", 1) for part in re.split("(?m)^== ", text)[1:])
+    answers = {name: body.rstrip("\n") for name, body in parts}
+    folder, out = tmp_path / "student", tmp_path / "mine"
+    paths = sorted(sync.NOTEBOOKS.glob("*.ipynb"))
+    release.write_student_edition(folder, paths)
+    for path in folder.glob("*.ipynb"):
+        notebook = read(path)
+        for each in filter(release.is_exercise, notebook.cells):
+            each.source = answered(each.source, answers)
+        nbformat.write(notebook, path)
+    assert not answers
+    found, helpers = mine.pieces(folder), {}
+    assert not any(mine.clash(piece, helpers) for piece in found)
+    mine.copy_project(out)
+    for piece in found:
+        mine.put(piece, out)
+    assert mine.checked_together(out, mine.all_checks())
+    run = ("-m", "minillama", "run", "--quick", "--out", str(out / "run"))
+    assert mine.in_copy(out, *run).returncode == 0
+    assert mine.beside(out, tmp_path)[-1].endswith("after `make run`.")

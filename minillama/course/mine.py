@@ -10,7 +10,12 @@
 3. On that copy all checks run again, together, then the unit tests of the modules that
    have something of hers, then the whole pipeline: a policy aligned with her own code.
 
+The tests ask for more than the checks, and may fail where her code is right: what fails
+is listed and changes nothing. How she words an error is her affair.
+
 Left out: notebooks of other names than the course's, and cells that are not exercises.
+What is not of the course and her notebook imports, such as math, goes along with a cell
+that uses it; what she tries out in an exercise's cell, below the definitions, does not.
 """
 
 import argparse
@@ -36,6 +41,14 @@ SECONDS = 120  # A check that takes longer has failed.
 FORKS = "forkserver"  # imports PyTorch once; not on Windows
 MARK = ".written-by-make-mine"  # Only a folder that has it is written over.
 COPIED = ("minillama", "tests", "conftest.py", "pyproject.toml")
+SHOWN = ("helpfulness", "refusal", "risky_advice")
+TESTS = """
+import sys, pytest
+
+raises = pytest.raises
+pytest.raises = lambda *kinds, match=None, **named: raises(*kinds, **named)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -81,9 +94,64 @@ def pieces(folder, course=sync.NOTEBOOKS):
             ours = notebook.cells[cell.index]
             if release.is_exercise(ours) and ours.id in sources:
                 tried = checks_after(notebook.cells, cell.index)
-                source = sources[ours.id]
+                source = standing_alone(sources[ours.id], cell.file, theirs)
                 found.append(Piece(path.stem, cell.file, cell.names, source, tried))
     return found
+
+
+def standing_alone(source, file, cells):
+    """Return a cell's source with the imports that it needs and its file lacks.
+
+    They are those of her notebook's cells, but for imports from the course. Statements
+    that neither define nor import are taken out. What does not parse stays as it is.
+    """
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return source
+    lines = source.split("\n")
+    for statement in reversed(body):
+        if not sync.names_of(statement) and not _is_import(statement):
+            del lines[_first(statement) - 1 : statement.end_lineno]
+    used = {x.id for statement in body for x in ast.walk(statement) if _is_name(x)}
+    needed = used - set(vars(module_of(file)))
+    bound = {name: line for name, line in _imports(cells) if name in needed}
+    return "\n".join([lines[0], *dict.fromkeys(bound.values()), *lines[1:]])
+
+
+def _is_import(statement):
+    return isinstance(statement, ast.Import | ast.ImportFrom)
+
+
+def _is_name(node):
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+
+
+def _imports(cells):
+    """Yield (name, import statement) of code cells, but for imports from the course."""
+    for cell in cells:
+        try:
+            body = ast.parse(cell.source).body if cell.cell_type == "code" else []
+        except SyntaxError:  # also what IPython alone understands
+            continue
+        for statement in filter(_is_import, body):
+            for alias in statement.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                line = ast.unparse(_only(statement, alias))
+                if "minillama" not in line:
+                    yield name, line
+
+
+def _only(statement, alias):
+    """An import statement of one name out of several."""
+    if isinstance(statement, ast.Import):
+        return ast.Import([alias])
+    return ast.ImportFrom(statement.module, [alias], statement.level)
+
+
+def module_of(file):
+    """Return the module of a file of the package."""
+    return importlib.import_module(file.removesuffix(".py").replace("/", "."))
 
 
 def failure(piece):
@@ -91,17 +159,27 @@ def failure(piece):
 
     The answer is one text, "" if all is well. The rest of the package is the course's.
     """
-    module = importlib.import_module(piece.file.removesuffix(".py").replace("/", "."))
-    namespace = dict(vars(module))
+    namespace = dict(vars(module_of(piece.file)))
     for name in piece.names:
         del namespace[name]
     try:
         exec(compile(piece.source, piece.file, "exec"), namespace)
+        hers = sync.definitions(piece.source)
         for name in piece.names:
-            if name not in namespace:
+            if name not in hers and name in namespace:
+                return f"{name} is imported: not written yet"
+            if name not in hers and not is_private(name):
                 return f"{name} is not defined in the cell"
+        for name in set(hers) - set(piece.names):
+            if hasattr(module_of(piece.file), name):
+                return f"{piece.file} has a {name} of its own: call yours otherwise"
         for check, name in piece.checks:
             getattr(checks, check)(namespace[name])
+    except NameError as error:
+        return (
+            f"NameError: {error}. A cell goes into {piece.file} alone: define or "
+            "import in it, inside of the function, what the rest of your notebook has"
+        )
     except NotImplementedError as error:
         return str(error).partition(". ")[0] or "not written yet"
     except AssertionError as error:
@@ -109,6 +187,11 @@ def failure(piece):
     except BaseException as error:  # whatever she wrote: it is named, not raised
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def is_private(name):
+    """Return whether a name is a helper's, which she may do without."""
+    return name.startswith("_")
 
 
 def _answer(piece, end):
@@ -121,7 +204,7 @@ def tried(piece, seconds=SECONDS):
     known = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context(FORKS if FORKS in known else "spawn")
     if FORKS in known:
-        context.set_forkserver_preload([__spec__.name])
+        context.set_forkserver_preload([checks.__name__, release.__name__])
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(piece, there), daemon=True)
     process.start()
@@ -150,7 +233,7 @@ def put(piece, project):
         if not set(sync.names_of(x)) & set(piece.names)
     ]
     package = sync.definitions(text)
-    for i, name in enumerate(piece.names):
+    for i, name in enumerate(name for name in piece.names if name in hers):
         mine = "\n\n\n".join([*(others if i == 0 else []), hers[name][0]])
         text = text.replace(package[name][0], mine, 1)
     path.write_text(text, encoding="utf-8")
@@ -187,15 +270,46 @@ def in_copy(out, *command):
     return subprocess.run([sys.executable, *command], cwd=out, env=os.environ | own)
 
 
+def all_checks(course=sync.NOTEBOOKS):
+    """Return (file, check, name) of every check of a definition cell of the course."""
+    calls = []
+    for path in sorted(Path(course).glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in sync.definition_cells(notebook):
+            for call in checks_after(notebook.cells, cell.index):
+                calls.append((cell.file, *call))
+    return calls
+
+
+def together(calls):
+    """Run checks on the package as it is imported; return how many fail, and say so."""
+    failed = 0
+    for file, check, name in calls:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                getattr(checks, check)(getattr(module_of(file), name))
+        except Exception as error:
+            failed += 1
+            print(f"{name} of {file}: {type(error).__name__}: {error}")
+    print(
+        f"{len(calls) - failed} of {len(calls)} checks pass, all together", flush=True
+    )
+    return failed
+
+
+def checked_together(out, calls):
+    """Return whether checks pass on the copy, in a process of its own."""
+    code = (
+        f"from minillama.course import mine; raise SystemExit(mine.together({calls}))"
+    )
+    return in_copy(out, "-c", code).returncode == 0
+
+
 def tests_of(good, out):
-    """Return what pytest runs: all checks, and the tests of modules with her code."""
-    together = sorted(out.glob("tests/test_checks_*.py"))
+    """Return the files with the tests of modules that have something of hers."""
     stems = dict.fromkeys(Path(piece.file).stem for piece in good)
     files = (out / f"tests/test_{stem}.py" for stem in stems)
-    return [
-        *(f"{path}::test_the_package_passes" for path in together),
-        *(str(path) for path in files if path.is_file()),
-    ]
+    return [str(path) for path in files if path.is_file()]
 
 
 def chosen(found, only, without):
@@ -212,11 +326,24 @@ def chosen(found, only, without):
     ]
 
 
+def clash(piece, helpers):
+    """Return what is wrong with the names of a piece's own helpers, "" if nothing is.
+
+    In one file a name means one thing. helpers: {(file, name): text}, those of earlier
+    pieces, to which this one's are added.
+    """
+    for name, (text, _) in sync.definitions(piece.source).items():
+        if name not in piece.names:
+            if helpers.setdefault((piece.file, name), text) != text:
+                return f"an earlier cell of yours for {piece.file} has another {name}"
+    return ""
+
+
 def sorted_out(found):
     """Try every piece, say how it went, return those that pass."""
-    good, unwritten = [], 0
+    good, unwritten, helpers = [], 0, {}
     for piece in found:
-        wrong = tried(piece)
+        wrong = tried(piece) or clash(piece, helpers)
         names = ", ".join(piece.names)
         if not wrong:
             good.append(piece)
@@ -231,20 +358,28 @@ def sorted_out(found):
 
 
 def beside(out, project=sync.PROJECT):
-    """Return the lines that compare her policy with the course's, if that has run."""
+    """Return lines: her policy before and after PPO, and the course's if it has run."""
     reports = {"yours": out / "run/report.json"}
     if (project / "build/run/report.json").is_file():
         reports["the course's"] = project / "build/run/report.json"
     read = {name: json.loads(path.read_text()) for name, path in reports.items()}
-    lines = [f"{'after PPO, sampled':22}" + "".join(f"{name:>14}" for name in read)]
-    for number in ("helpfulness", "refusal", "risky_advice"):
-        values = "".join(f"{x[number]['after']:14.3f}" for x in read.values())
-        lines.append(f"{number:22}{values}")
+    heads = "".join(
+        f"{name + ', seed ' + str(x['seed']):>24}" for name, x in read.items()
+    )
+    lines = [f"{'':13}{heads}", f"{'':13}" + f"{'before':>15}{'after':>9}" * len(read)]
+    for number in SHOWN:
+        values = (
+            f"{x[number]['before']:15.3f}{x[number]['after']:9.3f}"
+            for x in read.values()
+        )
+        lines.append(f"{number:13}" + "".join(values))
+    if len(read) == 1:
+        lines.append("The course's numbers stand beside yours after `make run`.")
     return lines
 
 
 def main(arguments=None, project=sync.PROJECT):
-    """The command line; the exit status is that of the tests and the run."""
+    """The command line; the exit status is that of the checks and the run."""
     parser = argparse.ArgumentParser(
         prog="python -m minillama.course.mine", description=__doc__.split("\n")[0]
     )
@@ -270,13 +405,24 @@ def main(arguments=None, project=sync.PROJECT):
     copy_project(out, project)
     for piece in good:
         put(piece, out)
-    print(f"\nyour package: {out / 'minillama'}; its tests:", flush=True)
-    tests = in_copy(out, "-m", "pytest", "-q", "-n0", *tests_of(good, out)).returncode
+    print(f"\nyour package: {out / 'minillama'}", flush=True)
+    passed = checked_together(out, all_checks())
+    if tests := tests_of(good, out):
+        print("\nthe package's tests ask for more; what fails is listed:", flush=True)
+        in_copy(out, "-c", TESTS, "-q", "-n0", "--tb=no", *tests)
     quick = ["--quick"] * options.quick
     ran = in_copy(out, "-m", "minillama", "run", "--out", str(out / "run"), *quick)
-    if ran.returncode == 0:
-        print("", *beside(out, project), sep="\n")
-    return tests or ran.returncode
+    if ran.returncode:
+        print(
+            "\nmine: the run failed; leave out what it names, with --except (EXCEPT=)"
+        )
+        return ran.returncode
+    print("", "sampled answers, before and after PPO", *beside(out, project), sep="\n")
+    if options.quick:
+        print("A few steps align nothing: without --quick the numbers mean something.")
+    else:
+        print(f"This policy was trained with {len(good)} of your exercises.")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -130,6 +130,9 @@ def same(got, expected):
     """Compare, tensors by shape and, within TOLERANCE, by values, errors by kind."""
     if isinstance(expected, type) and issubclass(expected, Exception):
         return isinstance(got, type) and issubclass(got, expected)
+    if isinstance(expected, tuple) and isinstance(got, tuple):
+        if any(isinstance(kind, type) for kind in expected):
+            return len(got) == len(expected) and all(map(same, got, expected))
     if not isinstance(expected, torch.Tensor):
         return got == expected
     if not isinstance(got, torch.Tensor) or got.shape != expected.shape:
