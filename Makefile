@@ -132,7 +132,7 @@ $(READY): requirements.txt pyproject.toml
 	@rm -f $@
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
-	@# JupyterLab's question about news would cover a lesson.
-	@$(PY) -m jupyter labextension disable --level=sys_prefix \
+	@: JupyterLab asks whether to show news, and its question would cover a lesson.
+	-@$(PY) -m jupyter labextension disable --level=sys_prefix \
 	  "@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1
 	@touch $@
