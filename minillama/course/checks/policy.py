@@ -2164,6 +2164,17 @@ def implicit_reward(f):
     )
 
 
+def four_slopes(f, four, strength, reduction):
+    """The slopes of a loss of pairs in each of their log-probabilities: (4, B)."""
+
+    def alone(x, i):
+        return f(*(x if i == j else y for j, y in enumerate(four)), strength, reduction)
+
+    return torch.stack(
+        [gradient(lambda x, i=i: alone(x, i), four[i]) for i in range(4)]
+    )
+
+
 @check
 def dpo_loss(f):
     """Check `dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, reduction)`."""
@@ -2224,17 +2235,7 @@ def dpo_loss(f):
     for reduction, share in (("none", 1.0), ("mean", 0.2)):
         yield (
             f"slopes of the five, reduction {reduction}",
-            torch.stack(
-                [
-                    gradient(
-                        lambda x, i=i, r=reduction: f(
-                            *(x if i == j else y for j, y in enumerate(four)), 0.7, r
-                        ),
-                        four[i],
-                    )
-                    for i in range(4)
-                ]
-            ),
+            four_slopes(f, four, 0.7, reduction),
             share * torch.stack((slopes, -slopes, 0 * slopes, 0 * slopes)),
             "up with the chosen, down with the rejected, and the reference stays",
         )
@@ -2293,17 +2294,7 @@ def ipo_loss(f):
     for reduction, share in (("none", 1.0), ("mean", 0.2)):
         yield (
             f"slopes of the five, reduction {reduction}",
-            torch.stack(
-                [
-                    gradient(
-                        lambda x, i=i, r=reduction: f(
-                            *(x if i == j else y for j, y in enumerate(four)), 0.4, r
-                        ),
-                        four[i],
-                    )
-                    for i in range(4)
-                ]
-            ),
+            four_slopes(f, four, 0.4, reduction),
             share * torch.stack((slopes, -slopes, 0 * slopes, 0 * slopes)),
             "both sides of a pair, and the reference stays",
         )
