@@ -17,10 +17,10 @@ import nbformat
 import pytest
 from nbval.plugin import get_sanitize_patterns
 
-from minillama.course import mend, sync
+from minillama.course import mend, sync, tidy
 
 NOTEBOOKS = sorted(sync.NOTEBOOKS.glob("*.ipynb"))
-TAGS = {"exercise", "nbval-ignore-output"}
+TAGS = {"exercise", "nbval-ignore-output", *tidy.FOLDED}
 PITFALL = "pitfall-"  # and the name of what a cell shows: test_bug_clinic.py
 MACHINE_PATH = re.compile(
     r"(?<![\w.)\]])/(home|Users|root|tmp|work|workspace|mnt|opt|var|usr|private|srv)/"

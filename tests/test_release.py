@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from minillama.course import release, sync
+from minillama.course import mend, release, sync, tidy
 
 NOTEBOOKS = [
     path
@@ -329,6 +329,16 @@ def test_a_function_to_mend_counts_when_it_is_mended():
             exec(sources[1], namespace)
             exec(cell.source, namespace)
     assert sum(role(x).get("points", 0) for x in graded(path)) >= 12
+
+
+def test_what_is_folded_in_the_course_lies_open_in_a_students_edition():
+    notebook = read(sync.NOTEBOOKS / "28_bug_clinic.ipynb")
+    folded = [x for x in code_cells(notebook) if "jupyter" in x.metadata]
+    assert sum(bool(mend.mended_name(cell)) for cell in folded) == 12
+    for edition in (release.student_edition, release.nbgrader_edition):
+        for cell in code_cells(edition(notebook)):
+            assert "jupyter" not in cell.metadata
+            assert not tidy.FOLDED.keys() & cell.metadata.get("tags", [])
 
 
 def test_the_courses_own_answer_is_worth_nothing():

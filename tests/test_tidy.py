@@ -132,6 +132,16 @@ def test_what_really_changed_stays(project):
     assert new.execution_count == 6 and new.metadata == {}
 
 
+def test_a_tag_that_hides_folds_the_cell_in_jupyterlab(project):
+    path, notebook = project / "notebooks/1.ipynb", lesson()
+    notebook.cells[1].metadata.tags = ["hide-cell"]
+    notebook.cells[2].metadata.jupyter = {"source_hidden": True}  # by a reader
+    tidy.tidy(written(notebook, path), project)
+    _, b, c, *_ = nbformat.read(path, as_version=4).cells
+    assert b.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
+    assert b.metadata.tags == ["hide-cell"] and c.metadata == {}
+
+
 def test_outputs_that_differ_in_kind_are_not_the_same(project):
     path = project / "notebooks/01_x.ipynb"
     notebook = run_and_saved()

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import nbformat
 
-from minillama.course import mend, sync
+from minillama.course import mend, sync, tidy
 
 LESSON = re.compile(r"\]\((\d\d_\w+)\.ipynb")  # a link to it
 NOT_HERS = "this is the course's own: no points"
@@ -147,7 +147,7 @@ def student_edition(notebook):
     notebook = nbformat.from_dict(notebook)
     for i, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            _empty(cell)
             if is_exercise(cell):
                 cell.source, _ = blanked(cell.source)
             elif mend.mended_name(cell):
@@ -171,7 +171,7 @@ def nbgrader_edition(notebook):
         if cell.cell_type != "code":
             cell.source = LESSON.sub(r"](../\1/\1.ipynb", cell.source)
             continue
-        cell.outputs, cell.execution_count = [], None
+        _empty(cell)
         if is_exercise(cell) or mend.mended_name(cell):
             cell.source, names = _solution(cell, cells)
             cell.metadata.nbgrader = _role(names[0])
@@ -184,6 +184,14 @@ def nbgrader_edition(notebook):
             above, names = above + own, []
     notebook.cells = cells
     return notebook
+
+
+def _empty(cell):
+    """Take outputs and count out of a code cell, and unfold what hid an answer."""
+    cell.outputs, cell.execution_count = [], None
+    cell.metadata.pop("jupyter", None)
+    if "tags" in cell.metadata:
+        cell.metadata.tags = [x for x in cell.metadata.tags if x not in tidy.FOLDED]
 
 
 def _solution(cell, earlier):

@@ -6,6 +6,7 @@ mends every notebook, or those named:
 
 - cell metadata other than tags, time stamps among them; the notebook's own metadata
   beside the kernel, the state of widgets among them;
+- cells tagged hide-input or hide-cell (as the book reads them) are folded again;
 - execution counts: 1, 2, … in the order of the cells;
 - standard error (progress bars, warnings), and standard output in one piece;
 - outputs that say what the committed ones say, up to durations and the like
@@ -28,7 +29,10 @@ import nbformat
 PROJECT = Path(__file__).resolve().parents[2]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
-KEPT = ("tags",)
+FOLDED = {  # JupyterLab's own words for what a tag hides
+    "hide-input": {"source_hidden": True},
+    "hide-cell": {"source_hidden": True, "outputs_hidden": True},
+}
 METADATA = {
     "kernelspec": {
         "display_name": "Python 3",
@@ -128,7 +132,10 @@ def tidy(path, project=PROJECT):
     earlier, patterns, count = committed(path), sanitizers(project), 0
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
-        kept = {key: cell.metadata[key] for key in KEPT if key in cell.metadata}
+        tags = cell.metadata.get("tags", [])
+        kept = {"tags": tags} if tags else {}
+        for tag in FOLDED.keys() & tags:
+            kept["jupyter"] = FOLDED[tag]
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type != "code":
             continue
