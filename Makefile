@@ -54,7 +54,8 @@ WHAT := $(if $(NB),$(NOTEBOOKS),$(LAST) tests $(filter-out $(LAST),$(BACKWARDS))
 SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=loadfile \
   --no-loadscope-reorder --override-ini=console_output_style=classic
 # JupyterLab refuses to run as root unless told.
-LAB := --ServerApp.root_dir=. \
+LAB := --ServerApp.root_dir=. --custom-css \
+  --ServerApp.tornado_settings="{'static_custom_path': ['$(CURDIR)/minillama/course/lab']}" \
   $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help run test lab student mine nbgrader book tidy sync lint bench mutants clean
