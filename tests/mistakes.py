@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from minillama import (
-    whiten,
-)
+from minillama import whiten
+from minillama.course import checks
 
 
 def altered(function, change):
@@ -94,7 +93,7 @@ def mean_of_everything(x, mask):
     return x.mean()
 
 
-def both_tests(module, right, wrong):
+def both_tests(right, wrong):
     """The two tests of a file of checks: the package passes, each mistake is caught.
 
     right: check -> what the package has. wrong: (check, a mistake), three a check.
@@ -102,7 +101,7 @@ def both_tests(module, right, wrong):
 
     @pytest.mark.parametrize("name", right)
     def test_the_package_passes(name, capsys):
-        getattr(module, name)(right[name])
+        getattr(checks, name)(right[name])
         line = capsys.readouterr().out
         assert line.startswith(f"{name}: ") and line.endswith(" checks passed\n")
         assert line.count("\n") == 1
@@ -113,6 +112,6 @@ def both_tests(module, right, wrong):
     def test_mistakes_are_caught(name, mistake):
         message = f"(?s){name}: .*expected .*got .*Hint: "
         with pytest.raises(AssertionError, match=message):
-            getattr(module, name)(mistake)
+            getattr(checks, name)(mistake)
 
     return test_the_package_passes, test_mistakes_are_caught

@@ -4,7 +4,7 @@ import pytest
 from mistakes import altered, both_tests
 
 from minillama import scaling as s
-from minillama.course.checks import cost
+from minillama.course import checks
 
 RIGHT = {
     "flops_per_token": s.flops_per_token,
@@ -197,9 +197,9 @@ STYLES = [
     ("state_bytes", state()),
 ]
 
-test_the_package_passes, test_mistakes_are_caught = both_tests(cost, RIGHT, WRONG)
+test_the_package_passes, test_mistakes_are_caught = both_tests(RIGHT, WRONG)
 
 
 @pytest.mark.parametrize("name, right", STYLES)
 def test_other_styles_pass(name, right):
-    getattr(cost, name)(right)
+    getattr(checks, name)(right)

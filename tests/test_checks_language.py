@@ -24,8 +24,7 @@ from minillama import (
     tokenizer,
 )
 from minillama import generate as generation
-from minillama.course import bpe
-from minillama.course.checks import language
+from minillama.course import bpe, checks
 from minillama.course.tiny_cache import TinyCache
 
 RIGHT = {
@@ -1795,10 +1794,10 @@ ALSO_RIGHT = [
 
 @pytest.mark.parametrize("name, other", ALSO_RIGHT, ids=[x for x, _ in ALSO_RIGHT])
 def test_another_style_passes(name, other):
-    getattr(language, name)(other)
+    getattr(checks, name)(other)
 
 
-test_the_package_passes, test_mistakes_are_caught = both_tests(language, RIGHT, WRONG)
+test_the_package_passes, test_mistakes_are_caught = both_tests(RIGHT, WRONG)
 
 
 # The same things in another style: a check must not ask for the package's words.
@@ -1870,7 +1869,7 @@ ALSO_RIGHT_IN_COUNTING = [
 
 @pytest.mark.parametrize("name, other", ALSO_RIGHT_IN_COUNTING)
 def test_another_style_of_counting_passes(name, other, capsys):
-    getattr(language, name)(other)
+    getattr(checks, name)(other)
     assert capsys.readouterr().out.endswith(" checks passed\n")
 
 
@@ -1940,7 +1939,7 @@ ALSO_RIGHT_IN_TRAINING = [
 
 @pytest.mark.parametrize("name, answer", ALSO_RIGHT_IN_TRAINING)
 def test_another_style_of_training_passes(name, answer):
-    getattr(language, name)(answer)
+    getattr(checks, name)(answer)
 
 
 # Right answers in another style than the package's, of lesson 04.
@@ -1966,7 +1965,7 @@ ALSO_RIGHT_IN_WRITING = [
 
 @pytest.mark.parametrize("name, answer", ALSO_RIGHT_IN_WRITING)
 def test_another_style_of_writing_passes(name, answer, capsys):
-    getattr(language, name)(answer)
+    getattr(checks, name)(answer)
     assert capsys.readouterr().out.endswith(" checks passed\n")
 
 
@@ -2110,7 +2109,7 @@ ALSO_RIGHT_ELSEWHERE = [
 
 @pytest.mark.parametrize("name, answer", ALSO_RIGHT_ELSEWHERE)
 def test_another_style_from_elsewhere_passes(name, answer):
-    getattr(language, name)(answer)
+    getattr(checks, name)(answer)
 
 
 # ---------------------------------------------------------------------------- messages
@@ -2118,7 +2117,7 @@ def test_another_style_from_elsewhere_passes(name, answer):
 
 def message_of(name, answer):
     with pytest.raises(AssertionError) as caught:
-        getattr(language, name)(answer)
+        getattr(checks, name)(answer)
     return str(caught.value)
 
 
@@ -2181,7 +2180,7 @@ def test_a_mistake_spoils_no_later_check():
         "one_token_floor",
     ):
         message_of(name, lambda *counts: counts[-1].add_(1).sum())
-        getattr(language, name)(RIGHT[name])
+        getattr(checks, name)(RIGHT[name])
 
 
 def test_what_an_implementation_raises_passes():
@@ -2193,6 +2192,6 @@ def test_what_an_implementation_raises_passes():
 
     for name in ("count_pairs", "rotate", "lm_loss", "sample"):
         with pytest.raises(NotImplementedError):
-            getattr(language, name)(not_yet)
+            getattr(checks, name)(not_yet)
         with pytest.raises(KeyError, match="mine"):
-            getattr(language, name)(broken)
+            getattr(checks, name)(broken)

@@ -42,7 +42,7 @@ from minillama import (
     world,
 )
 from minillama import gae as gae_module
-from minillama.course.checks import policy
+from minillama.course import checks
 
 RIGHT = {
     "reinforce_loss": policy_gradient.reinforce_loss,
@@ -1145,7 +1145,7 @@ WRONG += [
 ]
 
 
-test_the_package_passes, test_mistakes_are_caught = both_tests(policy, RIGHT, WRONG)
+test_the_package_passes, test_mistakes_are_caught = both_tests(RIGHT, WRONG)
 
 
 # Right answers in another style than the package's, of lesson 14.
@@ -1159,7 +1159,7 @@ ANOTHER_STYLE = {
 
 @pytest.mark.parametrize("name", ANOTHER_STYLE)
 def test_another_style_passes(name):
-    getattr(policy, name)(ANOTHER_STYLE[name])
+    getattr(checks, name)(ANOTHER_STYLE[name])
 
 
 # Right answers in two other styles, of lesson 23.
@@ -1204,7 +1204,7 @@ OFF_POLICY_STYLES = [
 
 @pytest.mark.parametrize("name, right", OFF_POLICY_STYLES)
 def test_other_styles_of_lesson_23_pass(name, right):
-    getattr(policy, name)(right)
+    getattr(checks, name)(right)
 
 
 def weights_by_division(mask, average="answer", length=None):
@@ -1260,7 +1260,7 @@ GRPO_STYLES = [
 
 @pytest.mark.parametrize("name, right", GRPO_STYLES)
 def test_another_style_of_grpo_passes(name, right):
-    getattr(policy, name)(right)
+    getattr(checks, name)(right)
 
 
 def kto_of_ratios(
@@ -1302,7 +1302,7 @@ DIRECT_STYLES = [
 
 @pytest.mark.parametrize("name, right", DIRECT_STYLES)
 def test_other_styles_of_lesson_21_pass(name, right):
-    getattr(policy, name)(right)
+    getattr(checks, name)(right)
 
 
 def labels_by_recursion(prompt, text, ended=True, said=()):
@@ -1359,4 +1359,4 @@ PROCESS_STYLES = [
 
 @pytest.mark.parametrize("name, right", PROCESS_STYLES)
 def test_other_styles_of_lesson_24_pass(name, right):
-    getattr(policy, name)(right)
+    getattr(checks, name)(right)

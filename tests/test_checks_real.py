@@ -8,7 +8,7 @@ from mistakes import both_tests
 from torch import nn
 
 from minillama import chat_format, llama_tokenizer, lora, rope_scaling, tokenizer
-from minillama.course.checks import real
+from minillama.course import checks
 
 RIGHT = {
     "llama3_scaling": rope_scaling.Llama3Scaling,
@@ -296,9 +296,9 @@ STYLES = [
     ("lora_linear", adapter(merged=merged_by_identity)),
 ]
 
-test_the_package_passes, test_mistakes_are_caught = both_tests(real, RIGHT, WRONG)
+test_the_package_passes, test_mistakes_are_caught = both_tests(RIGHT, WRONG)
 
 
 @pytest.mark.parametrize("name, right", STYLES)
 def test_other_styles_pass(name, right):
-    getattr(real, name)(right)
+    getattr(checks, name)(right)

@@ -35,7 +35,7 @@ from minillama import (
     whiten,
     world,
 )
-from minillama.course.checks import reward
+from minillama.course import checks
 from minillama.data import pad
 
 RIGHT = {
@@ -324,8 +324,8 @@ def chosen_by(loses=None, chance=None):
 
 
 def test_other_roads_to_the_chosen_pass(capsys):
-    reward.chosen_chance(chosen_by(lambda x: (1 / (1 + (-x).exp())).mean(1)))
-    reward.chosen_chance(
+    checks.chosen_chance(chosen_by(lambda x: (1 / (1 + (-x).exp())).mean(1)))
+    checks.chosen_chance(
         chosen_by(chance=lambda p, n: -torch.expm1((n - 1) * torch.log(p)))
     )
 
@@ -389,9 +389,9 @@ def errors_by(invert, weight=lambda p: p * (1 - p)):
 
 
 def test_other_roads_to_the_strengths_pass(capsys):
-    reward.fit_strengths(by_newton)
-    reward.fit_strengths(after_passes(500))
-    reward.strength_errors(errors_by(pseudo_inverse))
+    checks.fit_strengths(by_newton)
+    checks.fit_strengths(after_passes(500))
+    checks.strength_errors(errors_by(pseudo_inverse))
 
 
 def wald(share, n, z=1.96):
@@ -944,7 +944,7 @@ WRONG += [
 ]
 
 
-test_the_package_passes, test_mistakes_are_caught = both_tests(reward, RIGHT, WRONG)
+test_the_package_passes, test_mistakes_are_caught = both_tests(RIGHT, WRONG)
 
 EVIDENCE_STYLES = [
     (
@@ -1012,4 +1012,4 @@ EVIDENCE_STYLES = [
 
 @pytest.mark.parametrize("name, right", EVIDENCE_STYLES)
 def test_other_styles_of_lesson_25_pass(name, right):
-    getattr(reward, name)(right)
+    getattr(checks, name)(right)

@@ -1,16 +1,11 @@
-"""Checks of lesson 26: RoPE for longer texts, dialogues of several turns, LoRA."""
+"""Checks of 26_real_models."""
 
 import math
 
 import torch
 from torch import nn
 
-from minillama.course.checks.case import (
-    check,
-    dtype_of,
-    error_of,
-    tiny_tokenizer,
-)
+from minillama.course.checks.case import check, dtype_of, error_of, tiny_tokenizer
 from minillama.tokenizer import BOS_ID, END_INST_ID, EOS_ID, INST_ID
 
 
@@ -155,8 +150,14 @@ def _filled(f, rank, alpha, bias=False):
 
 
 X = torch.tensor([[[1.0, 2.0, 3.0], [0.0, 1.0, -1.0]]])  # (1, 2, 3)
+
+
 PLAIN = torch.tensor([[[7.0, 1.0], [-2.0, -2.0]]])  # W x, (1, 2, 2)
+
+
 RANK_1 = torch.tensor([[[6.0, -3.0], [2.0, -1.0]]])  # B A x of rank 1
+
+
 RANK_2 = torch.tensor([[[15.0, 6.0], [-1.0, -4.0]]])  # of rank 2
 
 

@@ -1,4 +1,4 @@
-"""Checks of lesson 27: FLOPs, the roofline, activations, what processes hold."""
+"""Checks of 27_scaling."""
 
 import torch
 
