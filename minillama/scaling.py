@@ -37,16 +37,15 @@ def matmul_weights(config):
 def flops_per_token(config, length, training=True):
     """Return the FLOPs of matrix products per token of texts of T = `length` tokens.
 
-        forward = 2 N + 4 L H E T        training = 3 forward
-
-    A weight multiplies and adds once for a token: 2 FLOPs. A query meets T keys and
-    mixes T values of size E in each head: 2 + 2 FLOPs a number. All T are counted, also
-    those that the mask hides, since `attend` computes them. The backward pass takes two
-    products for each of the forward pass: one for the gradient of what went in, one for
-    that of the other factor.
+    Counted are products with weights and, in every head, those of a query with T keys
+    and of its weights with T values: also those that the mask hides, since `attend`
+    computes them. training: with the backward pass, else the forward pass alone.
+    Source: Kaplan et al. 2020, section 2.1.
     """
     wide = config.n_heads * config.head_dim
+    # 2 N + 4 L H E T: a number is multiplied once and added once
     forward = 2 * matmul_weights(config) + 4 * config.n_layers * wide * length
+    # backward: a product for each of the two factors
     return 3 * forward if training else forward
 
 
@@ -66,10 +65,9 @@ def matmul_intensity(m, k, n, number_bytes):
 def attainable(intensity, peak, bandwidth):
     """Return the roofline: the most FLOPs a second that a machine can do.
 
-        min(peak, intensity * bandwidth)
-
     intensity: FLOPs done for each byte moved. peak: FLOPs a second of the arithmetic
-    units. bandwidth: bytes a second between memory and them.
+    units. bandwidth: bytes a second between memory and them. Source: Williams et al.
+    2009.
     """
     return min(peak, intensity * bandwidth)
 
@@ -88,18 +86,14 @@ def cache_bytes(config, number_bytes):
 def saved_bytes(config, batch, length):
     """Return the bytes of activations that `Llama(ids)` keeps for the backward pass.
 
-        4 B T (L (6 D + 2 H E + 2 K E + 4 F + H T + 2) + 3 D + 1) + 4 T E
-
-    Float32, ids (B, T) without mask. Of a block: for each of two norms its input, the
-    normed input and its output (3 D) and one factor; queries and what they mix (H E
-    each), keys and values (K E each); the softmax (H T, the only term that grows with
-    the square of T); gate, up, silu(gate) and their product (4 F). At the end the last
-    norm; once for all blocks cosines and sines. Weights and ids are not counted: they
-    are there anyway. The logits, 4 B T V, are the result.
+    Float32, ids (B, T) without mask; what several operations keep counts once. Weights
+    and ids are not counted: they are there anyway. Nor are the logits, the result.
     """
     D, H, T = config.dim, config.n_heads, length
     wide, narrow = H * config.head_dim, config.n_kv_heads * config.head_dim
+    # two norms; queries, mixtures; keys, values; the MLP; softmax; factors of the norms
     block = 6 * D + 2 * wide + 2 * narrow + 4 * config.ffn_dim + H * T + 2
+    # at the end the last norm, and once for all texts and blocks cosines and sines
     numbers = batch * T * (config.n_layers * block + 3 * D + 1) + T * config.head_dim
     return 4 * numbers
 
@@ -108,12 +102,11 @@ def saved_bytes(config, batch, length):
 def state_bytes(parameters, processes=1, stage=0):
     """Return the bytes of weights, gradients and optimiser state on each process.
 
-        2 W + 2 W + 12 W    for W parameters, with Adam in mixed precision
-
-    bfloat16 weights, bfloat16 gradients, and in float32 the weights again and Adam's
-    two moments. A stage of ZeRO says what the processes share out evenly instead of
-    copying: 1 the last term, 2 also the gradients, 3 the weights as well. DDP is stage
-    0, FSDP stage 3. All in float32 has as many bytes: 4 + 4 + 8.
+    Adam in mixed precision holds bfloat16 weights, bfloat16 gradients, and as state the
+    weights again and two moments in float32. A stage of ZeRO says what the processes
+    share out evenly instead of copying: 1 the state, 2 also the gradients, 3 the
+    weights as well. DDP is stage 0, FSDP stage 3. Source: Rajbhandari et al. 2020,
+    section 3.1.
     """
     weights, gradients, state = 2 * parameters, 2 * parameters, 12 * parameters
     if stage >= 1:
