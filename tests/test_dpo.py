@@ -61,6 +61,9 @@ def test_the_losses_by_hand():
         0.1, 2.0, 3.0, "none",
     )  # fmt: skip
     assert losses.tolist() == pytest.approx([good, bad])
+    one = tensor(-2, -6), tensor(-3, -4), torch.tensor([True, False]), tensor(0.5)[0]
+    assert kto_loss(*one, 0.1).item() == pytest.approx((good / 2 + bad / 3) / 2)
+    assert ipo_loss(*FOUR, 0.25).item() == pytest.approx(sum(ipo) / 2)
     assert mismatched_kl(tensor(-2, -6), tensor(-3, -4)).item() == 0  # mean -0.5
     assert mismatched_kl(tensor(-2, -3), tensor(-3, -4)).item() == 1
 
