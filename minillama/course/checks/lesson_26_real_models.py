@@ -43,17 +43,17 @@ def llama3_scaling(f):
         torch.tensor([1.0, 1 / 8]),
         "s is 1 at `high` and 0 at `low`",
     )
-    frequency = _of_turns([[3.0, 1.0], [7.0, 5.0]], 64)
+    frequency = _of_turns([3.0, 1.0, 7.0, 5.0], 64)
     yield (
         "other settings: 3, 1, 7 and 5 turns in 64, factor 2, between 2 and 6",
         f(2.0, 2.0, 6.0, 64).scale(frequency) / frequency,
-        torch.tensor([[0.625, 0.5], [1.0, 0.875]]),
+        torch.tensor([0.625, 0.5, 1.0, 0.875]),
         "s = (turns - low) / (high - low), between 0 and 1",
     )
     yield (
         "no factor, no change",
         f(1.0, 1.0, 4.0, 64).scale(frequency) / frequency,
-        torch.ones(2, 2),
+        torch.ones(4),
         "s + (1 - s) / 1 is 1",
     )
     before = frequency.clone()
