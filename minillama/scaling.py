@@ -5,10 +5,11 @@ runs. Letters are those of model.py: B batch, T tokens, D width, H heads, K key/
 heads, E head size, F feed-forward width, V vocabulary, L layers. A FLOP is one addition
 or one multiplication of floating-point numbers; GB are 1e9 bytes.
 
-Sources: FLOPs, Kaplan et al. 2020 (arXiv 2001.08361, section 2.1); the roofline,
-Williams et al. 2009 (doi 10.1145/1498765.1498785); activations, Korthikanti et al. 2022
-(arXiv 2205.05198, section 4.1); what is shared out and what is sent, Rajbhandari et al.
-2020 (ZeRO, arXiv 1910.02054, sections 3.1, 5 and 7).
+Sources: FLOPs, Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B), after Kaplan
+et al. 2020 (arXiv 2001.08361, section 2.1), whose N leaves out the vocabulary; the
+roofline, Williams et al. 2009 (doi 10.1145/1498765.1498785); activations, Korthikanti
+et al. 2022 (arXiv 2205.05198, section 4.1); what is shared out and what is sent,
+Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, sections 3.1, 5 and 7).
 
 Left out: the FLOPs of norms, softmax, rotations, SiLU and the optimiser (below 1 % of
 all from the width of a real model on), attention kernels that never write down the
@@ -40,7 +41,7 @@ def flops_per_token(config, length, training=True):
     Counted are products with weights and, in every head, those of a query with T keys
     and of its weights with T values: also those that the mask hides, since `attend`
     computes them. training: with the backward pass, else the forward pass alone.
-    Source: Kaplan et al. 2020, section 2.1.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     wide = config.n_heads * config.head_dim
     # 2 N + 4 L H E T: a number is multiplied once and added once
@@ -106,7 +107,7 @@ def state_bytes(parameters, processes=1, stage=0):
     weights again and two moments in float32. A stage of ZeRO says what the processes
     share out evenly instead of copying: 1 the state, 2 also the gradients, 3 the
     weights as well. DDP is stage 0, FSDP stage 3. Source: Rajbhandari et al. 2020,
-    section 3.1.
+    section 3.1, with float16 for bfloat16.
     """
     weights, gradients, state = 2 * parameters, 2 * parameters, 12 * parameters
     if stage >= 1:
