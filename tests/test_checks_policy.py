@@ -253,6 +253,12 @@ def step_in_one_order(
         )
 
 
+def step_in_chunks(*arguments):
+    """`chunk` makes three parts of five answers where four were asked for."""
+    with mock.patch.object(torch.Tensor, "tensor_split", torch.Tensor.chunk):
+        return ppo.ppo_step(*arguments)
+
+
 def rectangle_logprobs(model, ids, mask, response_mask):
     return lm.token_logprobs(model(ids), ids) * response_mask
 
@@ -353,8 +359,10 @@ def weights_of(
         if level == "answer":
             logratio = product(logratio, 1, keepdim=True).expand(mask.shape)
         w = logratio.exp()
-        if above == "drop" and capped != "never dropped":
+        if above == "drop" and capped == "times 0":
             w = w * (w <= cap)
+        elif above == "drop" and capped != "never dropped":
+            w = w.masked_fill(w > cap, 0.0)
         w = w if capped == "token first" else w.clamp(max=cap)
         return w.masked_fill(~mask, 0.0)
 
@@ -369,7 +377,7 @@ def weights_row_by_row(new, old, mask, level="answer", cap=math.inf, above="trun
     for b in range(len(mask)):
         ratios = new.detach()[b, mask[b]].exp() / old.detach()[b, mask[b]].exp()
         w = ratios.prod().expand_as(ratios) if level == "answer" else ratios
-        kept = w if above == "truncate" else w * (w <= cap)
+        kept = w if above == "truncate" else w.masked_fill(w > cap, 0.0)
         result[b, mask[b]] = kept.clamp(max=cap)
     return result
 
@@ -766,6 +774,7 @@ WRONG = [
     ("ppo_step", step_without_whitening),
     ("ppo_step", step_that_whitens_minibatches),
     ("ppo_step", step_in_one_order),
+    ("ppo_step", step_in_chunks),
     ("ppo_step", stepped(lambda x, s: (x, dataclasses.replace(s, epochs=1)))),
     ("ppo_step", stepped(lambda x, s: (x, dataclasses.replace(s, minibatches=1)))),
     (
@@ -829,6 +838,7 @@ WRONG = [
     ("importance_weights", weights_of(product=torch.mean)),  # a geometric mean
     ("importance_weights", weights_of(capped="token first")),
     ("importance_weights", weights_of(capped="never dropped")),
+    ("importance_weights", weights_of(capped="times 0")),  # inf * 0
     ("importance_weights", weights_of(detached=False)),
     ("importance_weights", weights_of(masked=False)),
     ("effective_sample_size", lambda w: w.sum() / w.max()),

@@ -311,6 +311,13 @@ def ppo_step(f):
         "take .item()",
     )
     again, other = (_follow(f, seed, settings)[0].rows for seed in (0, 1))
+    four = _follow(f, 0, PPOSettings(minibatches=4))[0].rows
+    yield (
+        "five answers in four minibatches: four steps, none without an answer",
+        (len(four), min(map(len, four)), sorted(sum(four, []))),
+        (4, 1, [0, 1, 2, 3, 4]),
+        "settings.minibatches is the number of steps, not a size",
+    )
     yield (
         "the generator decides about the order: the same again, and another",
         (again == first.rows, other == first.rows),

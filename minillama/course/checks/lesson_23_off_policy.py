@@ -134,6 +134,12 @@ def importance_weights(f):
         "exp overflows to inf, and inf is above the cap",
     )
     yield (
+        "e^400 is dropped as well",
+        f(400.0 * mask, 0 * old, mask, "token", 3.0, "drop"),
+        torch.zeros(5, 6),
+        "inf * 0 is NaN; use torch.where",
+    )
+    yield (
         "data, both levels",
         [
             f(new.clone().requires_grad_(), old, mask, x).requires_grad
