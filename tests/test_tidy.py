@@ -177,3 +177,16 @@ def test_the_sanitizers_are_those_of_the_tests():
     assert "DURATION" in patterns.values()
     took = [tidy.said([printed(f"took {s} s")], patterns.items()) for s in (9, 12.3)]
     assert took[0] == took[1]
+
+
+def test_a_picture_in_and_beside_a_widget_is_kept_once(tmp_path):
+    picture = new_output("display_data", {"image/png": "aGk=", "text/plain": "Figure"})
+    other = new_output("display_data", {"image/png": "eW8=", "text/plain": "Figure"})
+    notebook = lesson()
+    notebook.cells[4].outputs = [picture, copy.deepcopy(picture), other]
+    notebook.cells[3].outputs = [printed("1\n"), printed("1\n")]
+    path = written(notebook, tmp_path / "twice.ipynb")
+    tidy.tidy(path, tmp_path)
+    mended = nbformat.read(path, as_version=4)
+    assert mended.cells[4].outputs == [picture, other]
+    assert mended.cells[3].outputs == [printed("1\n1\n")]

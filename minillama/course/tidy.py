@@ -78,11 +78,13 @@ def shown_by(model_id, widgets):
 
 
 def without_widgets(outputs, widgets):
-    """Return outputs with what each widget showed in its place."""
+    """Return outputs with what each widget showed in its place, a picture once."""
     static = []
     for output in outputs:
         view = output.get("data", {}).get(WIDGET)
-        static += shown_by(view["model_id"], widgets) if view else [output]
+        for shown in shown_by(view["model_id"], widgets) if view else [output]:
+            if "image/png" not in shown.get("data", {}) or shown not in static:
+                static.append(shown)
     return [nbformat.from_dict(output) for output in static]
 
 
